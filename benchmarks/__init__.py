@@ -1,0 +1,1 @@
+"""Measurements of speed, memory and size; see README.md beside this file."""

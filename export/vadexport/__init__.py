@@ -1,0 +1,1 @@
+"""Export VadCLIP checkpoints to bundles, and check bundles: the ``vadexport`` command."""

@@ -1,0 +1,177 @@
+"""From a checkpoint to a bundle: graphs, text embeddings, probe, manifest, certificate."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
+from vadclip.presets import Anomaly, get_preset
+from vadexport import certificate
+from vadexport.encoder_graph import encoder_graph
+from vadexport.graph import OPSET, node_kinds
+from vadexport.head_graph import HeadSizes, head_graph
+from vadexport.probe import drawn_frames, video_frames
+from vadexport.reference import answer, class_embeddings
+from vadrun.bundle import Bundle, ModelInfo, write_manifest
+from vadrun.console import version
+from vadrun.errors import UserError
+from vadrun.files import whole_directory
+from vadrun.preprocessing import Preprocessing
+from vadrun.sampling import Sampling
+
+PRECISIONS = ("fp32", "fp16")
+
+
+class ParityError(Exception):
+    """An artifact is further from PyTorch than allowed; the message is the table of checks."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What ``vadexport build`` is told; None leaves a setting to the preset or the checkpoint."""
+
+    checkpoint: Path
+    out: Path
+    dataset: str | None = None
+    labels: Sequence[str] | None = None
+    precision: str = "fp32"
+    window: int | None = None
+    heads: int | None = None
+    anomaly: Anomaly | None = None
+    mask_padding: bool = False
+    clip: str | None = None
+    mirror: bool | None = None
+    crop: str = "center"
+    sampling: Sampling = field(default_factory=Sampling)
+    probe: Sequence[Path] = ()
+    force: bool = False
+
+
+def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None) -> certificate.Verification:
+    """Build a bundle at ``options.out``, whole or not at all.
+
+    Args:
+        options: what to build from and how.
+        say: told at the beginning of each step.
+
+    Returns:
+        The checks against PyTorch, all passed.
+
+    Raises:
+        UserError: an input cannot be used, or ``out`` exists and ``force`` is not given.
+        ParityError: a check failed.
+    """
+    if options.precision not in PRECISIONS:
+        raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
+    _check_place(options)
+
+    say(f"reading {options.checkpoint}")
+    model = load_checkpoint(
+        options.checkpoint,
+        dataset=options.dataset,
+        labels=options.labels,
+        window=options.window,
+        heads=options.heads,
+        anomaly=options.anomaly,
+        mask_padding=options.mask_padding,
+        clip=options.clip,
+    ).eval()
+    config = model.config
+    preprocessing = Preprocessing.for_size(config.clip.image_size, crop=options.crop, mirror=_mirror(options))
+    if options.probe:
+        say(f"reading probe frames of {len(options.probe)} video{'s' if len(options.probe) > 1 else ''}")
+        frames = video_frames(options.probe, options.sampling, preprocessing)
+    else:
+        frames = drawn_frames(config.clip.image_size)
+
+    with whole_directory(options.out, replace=options.force) as folder:
+        say(f"encoding {len(config.labels)} class prompts with PyTorch")
+        text = class_embeddings(model)
+        np.save(folder / "text.npy", text, allow_pickle=False)
+
+        say(f"running {len(frames)} probe frames through PyTorch")
+        answer(model, frames, text).save(folder / "probe.npz")
+
+        weights = {key: value.numpy() for key, value in model.state_dict().items()}
+        del model
+        files: dict[str, tuple[str, str | None]] = {"text.npy": ("text", None), "probe.npz": ("probe", None)}
+        graphs = {}
+        for name, role, precision, made in (
+            (f"encoder.{options.precision}.onnx", "encoder", options.precision, _encoder),
+            ("head.onnx", "head", "fp32", _head),
+        ):
+            say(f"writing {name}")
+            graph = made(weights, config, options)
+            graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph)}
+            onnx.save(graph, folder / name)
+            files[name] = (role, precision)
+            del graph
+        del weights
+        gc.collect()
+
+        write_manifest(
+            folder,
+            toolkit=version(),
+            model=ModelInfo(
+                dataset=options.dataset,
+                labels=tuple(config.labels),
+                anomaly=config.anomaly,
+                features=config.embed_dim,
+                positions=config.positions,
+                window=config.window,
+                layers=config.layers,
+                heads=config.heads,
+                mask_padding=config.mask_padding,
+                image_size=config.clip.image_size,
+                patch_size=config.clip.patch,
+            ),
+            preprocessing=preprocessing,
+            sampling=options.sampling,
+            files=files,
+            checkpoint={"name": options.checkpoint.name, "sha256": checkpoint_sha256(options.checkpoint)},
+            graphs=graphs,
+        )
+        verification = certificate.verify(folder, say)
+        if not verification.passed:
+            raise ParityError(verification.table())
+        certificate.write(folder, verification, Bundle.open(folder).sha256)
+    return verification
+
+
+def _check_place(options: BuildOptions) -> None:
+    """Refuse a place that is taken before any work is done for it."""
+    if not options.out.exists():
+        return
+    if not options.force:
+        raise UserError(f"{options.out} exists already: give --force to replace it, or another --out")
+    if not (options.out / "manifest.json").is_file() and any(options.out.iterdir()):
+        # --force is for bundles; it must not cost anyone a folder of something else.
+        raise UserError(f"{options.out} is not a bundle and not empty, so it is not replaced: give another --out")
+
+
+def _mirror(options: BuildOptions) -> bool:
+    if options.mirror is not None:
+        return options.mirror
+    return options.dataset is not None and get_preset(options.dataset).mirrored
+
+
+def _encoder(weights: dict[str, NDArray[Any]], config: Any, options: BuildOptions) -> onnx.ModelProto:
+    visual = {
+        key.removeprefix("clipmodel.visual."): value
+        for key, value in weights.items()
+        if key.startswith("clipmodel.visual.")
+    }
+    return encoder_graph(visual, config.clip.vision_heads, options.precision)
+
+
+def _head(weights: dict[str, NDArray[Any]], config: Any, options: BuildOptions) -> onnx.ModelProto:
+    sizes = HeadSizes(config.heads, config.window, config.mask_padding, config.temperature)
+    return head_graph(weights, sizes)

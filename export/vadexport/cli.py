@@ -1,0 +1,164 @@
+"""The ``vadexport`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from vadrun.console import DAMAGED, run_command, version
+from vadrun.errors import UserError
+
+FAILED = DAMAGED  # exit code 1: done, and a check did not pass
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = argparse.ArgumentParser(
+        prog="vadexport",
+        description="Turn a VadCLIP checkpoint into a bundle that vadrun runs without PyTorch.",
+        epilog="exit codes: 0 done; 1 a check against PyTorch failed; 2 an input cannot be used.",
+    )
+    p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    b = commands.add_parser("build", help="checkpoint -> bundle", description="Build a bundle from a checkpoint.")
+    b.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the authors' .pth, or our .safetensors",
+    )
+    b.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the bundle goes")
+    b.add_argument("--dataset", metavar="NAME", help="ucf or xd: labels, window and scoring branch of that release")
+    b.add_argument("--labels", type=Path, metavar="FILE", help="class labels, one a line, the normal class first")
+    b.add_argument("--precision", default="fp32", metavar="P", help="of the encoder graph: fp32 (default) or fp16")
+    b.add_argument("--force", action="store_true", help="replace a bundle that is already there")
+    b.add_argument(
+        "--probe", nargs="+", type=Path, default=[], metavar="VIDEO", help="check with frames of these videos"
+    )
+    m = b.add_argument_group("what weights do not tell (default: from --dataset or the checkpoint)")
+    m.add_argument("--window", type=int, metavar="N", help="attention window of the local module, in snippets")
+    m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
+    m.add_argument("--anomaly", metavar="BRANCH", help="confidence or alignment: the branch that scores")
+    m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
+    m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
+    v = b.add_argument_group("how video becomes frames (kept in the bundle)")
+    v.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
+    v.add_argument(
+        "--snippet-seconds",
+        type=float,
+        metavar="SEC",
+        help="cut snippets by time, for cameras of any rate (default: every 16 frames)",
+    )
+    v.add_argument("--crop", default="center", metavar="WHERE", help="center, top-left, ... (default center)")
+    v.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="mirror frames (default: as the dataset's test features)",
+    )
+
+    i = commands.add_parser("inspect", help="print what a bundle holds", description="Print what a bundle holds.")
+    i.add_argument("bundle", type=Path, metavar="DIR")
+    i.add_argument("--json", action="store_true", help="for machines")
+
+    c = commands.add_parser(
+        "verify",
+        help="run the certificate on this machine",
+        description="Run every artifact against PyTorch's stored answers, with each backend that is there.",
+    )
+    c.add_argument("bundle", type=Path, metavar="DIR")
+    c.add_argument("--json", action="store_true", help="for machines")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    commands = {"build": _build, "inspect": _inspect, "verify": _verify}
+    return run_command("vadexport", lambda: commands[arguments.command](arguments))
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    try:
+        from vadclip.presets import load_labels
+        from vadexport.build import BuildOptions, ParityError, build
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"building needs {error.name}, which is not installed: pip install 'vadclip-edge[export]'"
+        ) from error
+    from vadrun.sampling import Sampling
+
+    options = BuildOptions(
+        checkpoint=arguments.checkpoint,
+        out=arguments.out,
+        dataset=arguments.dataset,
+        labels=load_labels(arguments.labels) if arguments.labels else None,
+        precision=arguments.precision,
+        window=arguments.window,
+        heads=arguments.heads,
+        anomaly=arguments.anomaly,
+        mask_padding=arguments.mask_padding,
+        clip=arguments.clip,
+        mirror=arguments.mirror,
+        crop=arguments.crop,
+        sampling=Sampling(
+            pick=arguments.sample,
+            by="frames" if arguments.snippet_seconds is None else "time",
+            seconds=arguments.snippet_seconds,
+        ),
+        probe=arguments.probe,
+        force=arguments.force,
+    )
+    try:
+        verification = build(options, _Steps())
+    except ParityError as error:
+        print(error)
+        print(
+            f"vadexport: the graphs are further from PyTorch than allowed (table above), so {arguments.out} was "
+            "not written: try --precision fp32, or report this with the table",
+            file=sys.stderr,
+        )
+        return FAILED
+    print(verification.table())
+    print(f"bundle in {arguments.out}; next: vadrun VIDEO --engine {arguments.out}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from vadexport.inspect import describe, report
+
+    description = describe(arguments.bundle)
+    print(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else report(description))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from vadexport import certificate
+    from vadrun.bundle import Bundle
+
+    verification = certificate.verify(arguments.bundle, _Steps())
+    print(json.dumps(verification.to_json(), indent=2) if arguments.json else verification.table())
+    certificate.write(arguments.bundle, verification, Bundle.open(arguments.bundle).sha256)
+    if not verification.passed:
+        print("vadexport: a check failed on this machine (table above)", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+class _Steps:
+    """Prints each step on stderr with the seconds since the beginning."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""A small builder for ONNX graphs that are written node by node.
+
+The two graphs of a bundle are written by hand, not traced: every node then has a name that says what it is
+(``blocks.3/attn/qkv``), static sizes never become shape arithmetic, and no exporter version changes the graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 18  # the newest that TensorRT 10.3 reads, and it has the native LayerNormalization
+IR_VERSION = 8  # what opset 18 came with; older runtimes refuse newer ones
+
+_ELEMENT = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.uint8): TensorProto.UINT8,
+}
+
+Dimension = int | str
+
+
+class Graph:
+    """Nodes, constants, inputs and outputs of one graph; floating-point constants are stored in ``dtype``."""
+
+    def __init__(self, name: str, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self.name = name
+        self.dtype = np.dtype(dtype)
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, dtype: type[Any], shape: Sequence[Dimension]) -> str:
+        """Declare an input; a string in ``shape`` is a dynamic dimension."""
+        self._inputs.append(helper.make_tensor_value_info(name, _ELEMENT[np.dtype(dtype)], list(shape)))
+        return name
+
+    def output(self, value: str, dtype: type[Any], shape: Sequence[Dimension]) -> None:
+        """Declare ``value`` as an output."""
+        self._outputs.append(helper.make_tensor_value_info(value, _ELEMENT[np.dtype(dtype)], list(shape)))
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """Store an array; floating-point values take the graph's ``dtype``."""
+        if np.issubdtype(value.dtype, np.floating):
+            value = value.astype(self.dtype)
+        return self.exact(name, value)
+
+    def exact(self, name: str, value: NDArray[Any]) -> str:
+        """Store an array in its own dtype."""
+        if name not in self._constants:
+            self._constants[name] = numpy_helper.from_array(np.array(value, order="C"), name)
+        return name
+
+    def op(self, kind: str, *inputs: str, name: str, **attributes: Any) -> str:
+        """Add a node with one output that carries the node's name."""
+        self._nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def reshape(self, value: str, shape: Sequence[int], name: str) -> str:
+        """Reshape; 0 keeps a dimension as it is (how the dynamic batch passes through)."""
+        target = self.exact("shape_" + "_".join(map(str, shape)), np.asarray(shape, np.int64))
+        return self.op("Reshape", value, target, name=name)
+
+    def linear(self, value: str, weight: NDArray[Any], bias: NDArray[Any] | None, name: str) -> str:
+        """``value @ weight.T + bias``, with ``weight`` [out, in] as PyTorch keeps it."""
+        product = self.op("MatMul", value, self.constant(f"{name}.weight", weight.T), name=f"{name}/matmul")
+        if bias is None:
+            return product
+        return self.op("Add", product, self.constant(f"{name}.bias", bias), name=name)
+
+    def layer_norm(self, value: str, weight: NDArray[Any], bias: NDArray[Any], name: str) -> str:
+        """Native LayerNormalization over the last axis, statistics in float32 (epsilon as in CLIP)."""
+        scale = self.constant(f"{name}.weight", weight)
+        shift = self.constant(f"{name}.bias", bias)
+        return self.op("LayerNormalization", value, scale, shift, name=name, axis=-1, epsilon=1e-5)
+
+    def quick_gelu(self, value: str, name: str) -> str:
+        """``x * sigmoid(1.702 x)``, CLIP's activation."""
+        slope = self.constant("quick_gelu_slope", np.float32(1.702).reshape(()))
+        gate = self.op("Sigmoid", self.op("Mul", value, slope, name=f"{name}/scaled"), name=f"{name}/gate")
+        return self.op("Mul", value, gate, name=name)
+
+    def mlp(self, value: str, weights: dict[str, NDArray[Any]], name: str) -> str:
+        """``c_fc`` - QuickGELU - ``c_proj``, the feed-forward network of CLIP's blocks."""
+        hidden = self.linear(value, weights["c_fc.weight"], weights["c_fc.bias"], f"{name}/c_fc")
+        hidden = self.quick_gelu(hidden, f"{name}/gelu")
+        return self.linear(hidden, weights["c_proj.weight"], weights["c_proj.bias"], f"{name}/c_proj")
+
+    def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The checked model; ``metadata`` goes into its properties."""
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._constants.values()))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        model.ir_version = IR_VERSION
+        model.producer_name = "vadclip-edge"
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model)
+        return model
+
+
+def subset(weights: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """The entries below ``prefix``, without it."""
+    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def node_kinds(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of which kind a graph holds, most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph.node).most_common())

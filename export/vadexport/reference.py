@@ -1,0 +1,54 @@
+"""PyTorch's answers: text embeddings and the probe, in float32 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vadclip.model import VadCLIP
+from vadexport.encoder_graph import CLIP_MEAN, CLIP_STD
+from vadexport.probe import Probe, feature_track
+
+BATCH = 4
+
+
+def normalise(frames: NDArray[np.uint8]) -> torch.Tensor:
+    """CLIP's normalisation: uint8 RGB [n,H,W,3] -> float32 [n,3,H,W]."""
+    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor(CLIP_MEAN, dtype=torch.float32)[:, None, None]
+    std = torch.tensor(CLIP_STD, dtype=torch.float32)[:, None, None]
+    return (images - mean) / std
+
+
+@torch.inference_mode()
+def answer(
+    model: VadCLIP,
+    frames: NDArray[np.uint8],
+    text: NDArray[np.float32],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Probe:
+    """Run PyTorch on the probe frames, uint8 RGB [n,S,S,3], with the class embeddings [m,d]."""
+    parts = []
+    for start in range(0, len(frames), BATCH):
+        parts.append(model.encode_image(normalise(frames[start : start + BATCH])).numpy())
+        progress(min(start + BATCH, len(frames)), len(frames))
+    features = np.concatenate(parts)
+    track = feature_track(features)
+    classes = torch.from_numpy(text)
+
+    def head(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits, alignment = model.score(torch.from_numpy(values), classes)
+        return logits.numpy(), alignment.numpy()
+
+    logits, alignment = head(features)
+    track_logits, track_alignment = head(track)
+    return Probe(frames, features, logits, alignment, track, track_logits, track_alignment)
+
+
+@torch.inference_mode()
+def class_embeddings(model: VadCLIP) -> NDArray[np.float32]:
+    """t [m,d] of the model's labels with its learned prompt (Eq. 5): the constant that a bundle stores."""
+    return np.asarray(model.encode_text(model.config.labels).numpy(), np.float32)

@@ -1,0 +1,54 @@
+"""Run VadCLIP bundles on video: anomaly scores and events, without PyTorch.
+
+>>> from vadrun import Engine, EventRule, run_video
+>>> with Engine.load("engines/ucf") as engine:                     # doctest: +SKIP
+...     result = run_video(engine, "video.mp4", EventRule())
+...     for event in result.events:
+...         print(event.start, event.end, event.label, event.peak)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vadrun.bundle import Bundle
+    from vadrun.engine import Engine
+    from vadrun.errors import UserError
+    from vadrun.events import Event, EventRule
+    from vadrun.pipeline import VideoResult, run_video
+    from vadrun.scoring import Scores
+    from vadrun.video import Video
+
+_HOME = {
+    "Bundle": "vadrun.bundle",
+    "Engine": "vadrun.engine",
+    "Event": "vadrun.events",
+    "EventRule": "vadrun.events",
+    "Scores": "vadrun.scoring",
+    "UserError": "vadrun.errors",
+    "Video": "vadrun.video",
+    "VideoResult": "vadrun.pipeline",
+    "run_video": "vadrun.pipeline",
+}
+
+__all__ = [
+    "Bundle",
+    "Engine",
+    "Event",
+    "EventRule",
+    "Scores",
+    "UserError",
+    "Video",
+    "VideoResult",
+    "run_video",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when asked for: `import vadrun` and `vadrun --help` stay instant.
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'vadrun' has no attribute {name!r}")

@@ -1,0 +1,152 @@
+"""Backends: what runs a bundle's graphs. Nothing outside this folder knows which ones exist.
+
+A backend is a module with one class that has the members of :class:`Backend` and a classmethod
+``unavailable() -> str | None`` (why it cannot work here, without loading anything large).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vadrun.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vadrun.bundle import Bundle
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class BackendError(Exception):
+    """A backend cannot run this bundle here; the message is a clause that says why."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may ask of a backend."""
+
+    precision: str = "auto"  # arithmetic of the encoder; "auto" is what is fastest here
+    threads: int | None = None  # inference threads; None leaves it to the library
+
+
+class Backend(Protocol):
+    """What the engine needs of a backend."""
+
+    name: str  # as the user names it: "onnxruntime", "openvino"
+    device: str  # "cpu", "cuda"
+    precision: str  # arithmetic of the encoder: "fp32", "fp16", "bf16" (the head is always fp32)
+    library: str  # name and version of the library
+    encoder_file: str  # which graph of the bundle it took
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features float32 [n,d] of uint8 RGB frames [n,S,S,3]."""
+
+    def head(
+        self, features: NDArray[np.float32], lengths: NDArray[np.int64], text: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """``logits`` [B,T] and ``alignment`` [B,T,m] of features [B,T,d], lengths [B], text [m,d]."""
+
+    def close(self) -> None:
+        """Free what the backend holds."""
+
+
+# In the order in which "auto" tries them: name, device, module, class, what brings it.
+_CANDIDATES = (
+    (
+        "onnxruntime",
+        "cuda",
+        "vadrun.backends.onnxruntime",
+        "OnnxruntimeBackend",
+        "pip install 'vadclip-edge[gpu]'",
+    ),
+    ("openvino", "cpu", "vadrun.backends.openvino", "OpenvinoBackend", "pip install 'vadclip-edge[cpu]'"),
+    (
+        "onnxruntime",
+        "cpu",
+        "vadrun.backends.onnxruntime",
+        "OnnxruntimeBackend",
+        "pip install 'vadclip-edge[cpu]'",
+    ),
+)
+
+NAMES = tuple(dict.fromkeys(name for name, *_ in _CANDIDATES))
+
+
+def available() -> list[tuple[str, str]]:
+    """The (name, device) pairs that can be tried on this machine, in the order of preference."""
+    found = []
+    for name, device, module, class_name, _ in _CANDIDATES:
+        kind: Any = getattr(import_module(module), class_name)
+        if kind.unavailable(device) is None:
+            found.append((name, device))
+    return found
+
+
+def load(bundle: Bundle, name: str, options: Options) -> tuple[Backend, str]:
+    """The backend for ``name`` ("auto", "onnxruntime", "onnxruntime:cpu", ...) and why it was taken.
+
+    Raises:
+        UserError: an unknown name, or none of what was asked for works here.
+    """
+    wanted, _, device = name.partition(":")
+    chosen = [entry for entry in _CANDIDATES if wanted in ("auto", entry[0]) and (not device or device == entry[1])]
+    if not chosen or (wanted == "auto" and device):
+        known = ", ".join(dict.fromkeys(["auto", *NAMES, *(f"{e[0]}:{e[1]}" for e in _CANDIDATES)]))
+        raise UserError(f"there is no backend {name!r}: take one of {known}")
+    if options.precision not in PRECISIONS:
+        raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
+    passed_over: list[str] = []
+    remedies: list[str] = []
+    for known_name, known_device, module, class_name, install in chosen:
+        label = f"{known_name}:{known_device}"
+        kind: Any = getattr(import_module(module), class_name)
+        reason = kind.unavailable(known_device)
+        if reason is not None:
+            passed_over.append(f"{label} {reason}")
+            remedies.append(install)
+            continue
+        try:
+            backend: Backend = kind(bundle, known_device, options)
+        except BackendError as error:
+            passed_over.append(f"{label} {error}")
+            continue
+        why = "named by the user" if name == label else "the first that works here"
+        if passed_over:
+            why += f" ({'; '.join(passed_over)})"
+        return backend, why
+    advice = f"; to install: {' or '.join(dict.fromkeys(remedies))}" if remedies else ""
+    raise UserError(f"no backend can run {bundle.root} here: {'; '.join(passed_over)}{advice}")
+
+
+def check_shapes(bundle: Bundle, shapes: dict[str, list[Any]]) -> None:
+    """Hold the graphs' inputs against the manifest; dynamic dimensions are anything but an int.
+
+    Raises:
+        UserError: a graph has other sizes than the manifest says.
+    """
+    model = bundle.model
+    size = model.image_size
+    expected: dict[str, list[int | None]] = {
+        "frames": [None, size, size, 3],
+        "features": [None, model.positions, model.features],
+        "lengths": [None],
+        "text": [None, model.features],
+    }
+    for name, shape in expected.items():
+        role = "encoder" if name == "frames" else "head"
+        if name not in shapes:
+            raise UserError(f"the {role} graph in {bundle.root} has no input {name!r}: build the bundle again")
+        found = [dimension if isinstance(dimension, int) else None for dimension in shapes[name]]
+        if found != shape:
+            raise UserError(
+                f"the {role} graph in {bundle.root} takes {name} of {_shape(found)}, but the manifest says "
+                f"{_shape(shape)}: build the bundle again"
+            )
+
+
+def _shape(shape: list[int | None]) -> str:
+    return "[" + ",".join("?" if d is None else str(d) for d in shape) + "]"

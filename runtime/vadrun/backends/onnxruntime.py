@@ -1,0 +1,93 @@
+"""onnxruntime: its CUDA provider or the CPU."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vadrun.backends import BackendError, Options, check_shapes
+from vadrun.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vadrun.bundle import Bundle
+
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+
+
+class OnnxruntimeBackend:
+    """Two sessions, one for the encoder and one for the head."""
+
+    name = "onnxruntime"
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        """Why this backend cannot work here, or None."""
+        if find_spec("onnxruntime") is None:
+            return "is not installed"
+        import onnxruntime
+
+        if _PROVIDERS[device] not in onnxruntime.get_available_providers():
+            return f"has no {_PROVIDERS[device]} in this onnxruntime"
+        return None
+
+    def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
+        import onnxruntime
+
+        self.device = device
+        self.library = f"onnxruntime {onnxruntime.__version__}"
+        # The CPU provider computes a float16 graph in float32 between casts; a GPU computes it as it is.
+        held = bundle.encoder_precisions
+        wanted: tuple[str, ...] = ("fp16", "fp32") if device == "cuda" else ("fp32", "fp16")
+        if options.precision == "bf16" or (options.precision == "fp16" and device == "cpu"):
+            raise BackendError(f"does not compute in {options.precision} on {device}")
+        if options.precision == "fp32" and "fp32" not in held and device == "cuda":
+            raise BackendError("finds no fp32 encoder in the bundle")
+        if options.precision != "auto" and device == "cuda":
+            wanted = (options.precision,)
+        graph_precision = next((p for p in wanted if p in held), None)
+        if graph_precision is None:
+            raise BackendError(f"finds no {' or '.join(wanted)} encoder in the bundle")
+        self.precision = graph_precision if device == "cuda" else "fp32"
+        self.encoder_file = bundle.file("encoder", graph_precision).name
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3  # errors only; what matters is raised
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+
+        def session(name: str) -> Any:
+            path = bundle.root / name
+            try:
+                made = onnxruntime.InferenceSession(str(path), settings, providers=[_PROVIDERS[device]])
+            except Exception as error:  # onnxruntime's own exceptions share no base class
+                raise UserError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+            # A provider that cannot start is replaced by the CPU without an exception.
+            if _PROVIDERS[device] not in made.get_providers():
+                raise BackendError(f"did not start its {_PROVIDERS[device]}")
+            return made
+
+        self._encoder = session(self.encoder_file)
+        self._head = session(bundle.file("head").name)
+        inputs = [*self._encoder.get_inputs(), *self._head.get_inputs()]
+        check_shapes(bundle, {value.name: list(value.shape) for value in inputs})
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(self._encoder.run(None, {"frames": frames})[0], dtype=np.float32)
+
+    def head(
+        self, features: NDArray[np.float32], lengths: NDArray[np.int64], text: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        inputs = {"features": features, "lengths": lengths, "text": text}
+        logits, alignment = self._head.run(["logits", "alignment"], inputs)
+        return logits, alignment
+
+    def close(self) -> None:
+        self._encoder = self._head = None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,81 @@
+"""OpenVINO on the CPU: bfloat16 where the processor computes in it, float32 elsewhere."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vadrun.backends import BackendError, Options, check_shapes
+from vadrun.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vadrun.bundle import Bundle
+
+
+class OpenvinoBackend:
+    """Two compiled models, one for the encoder and one for the head."""
+
+    name = "openvino"
+    device = "cpu"
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        """Why this backend cannot work here, or None."""
+        return "is not installed" if find_spec("openvino") is None else None
+
+    def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
+        import openvino
+
+        self.library = f"openvino {openvino.__version__.split('-')[0]}"
+        core = openvino.Core()
+        capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        # Lower precision is a stated choice: asked for, or taken by "auto" where the processor has it, and
+        # said in the result. The certificate holds what it changes (limits of its own).
+        if options.precision == "fp16" or (options.precision == "bf16" and not capable):
+            raise BackendError(f"does not compute in {options.precision} on this CPU")
+        self.precision = "bf16" if capable and options.precision in ("auto", "bf16") else "fp32"
+        held = bundle.encoder_precisions
+        self.encoder_file = bundle.file("encoder", "fp32" if "fp32" in held else "fp16").name
+
+        def compiled(name: str, precision: str) -> Any:
+            path = bundle.root / name
+            settings: dict[str, Any] = {
+                "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+                "PERFORMANCE_HINT": "LATENCY",
+            }
+            if options.threads is not None:
+                settings["INFERENCE_NUM_THREADS"] = options.threads
+            try:
+                return core.compile_model(str(path), "CPU", settings)
+            except RuntimeError as error:
+                raise UserError(f"OpenVINO cannot load {path}: {str(error).strip().splitlines()[-1]}") from error
+
+        encoder = compiled(self.encoder_file, self.precision)
+        # The head stays in float32: the threshold in H_sim turns rounding into jumps.
+        head = compiled(bundle.file("head").name, "fp32")
+        inputs = [*encoder.inputs, *head.inputs]
+        shapes: dict[str, list[Any]] = {}
+        for value in inputs:
+            dimensions = value.get_partial_shape()
+            shapes[value.get_any_name()] = [d.get_length() if d.is_static else None for d in dimensions]
+        check_shapes(bundle, shapes)
+        self._encoder = encoder.create_infer_request()
+        self._head = head.create_infer_request()
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # share_inputs spares a copy; the request's own output buffer is overwritten by the next call.
+        result = self._encoder.infer({"frames": frames}, share_inputs=True)
+        return np.array(result["features"], dtype=np.float32)
+
+    def head(
+        self, features: NDArray[np.float32], lengths: NDArray[np.int64], text: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        result = self._head.infer({"features": features, "lengths": lengths, "text": text}, share_inputs=True)
+        return np.array(result["logits"]), np.array(result["alignment"])
+
+    def close(self) -> None:
+        self._encoder = self._head = None

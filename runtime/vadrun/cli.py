@@ -1,0 +1,228 @@
+"""The ``vadrun`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, table, version
+from vadrun.errors import UserError
+
+if TYPE_CHECKING:
+    from vadrun.engine import Engine
+    from vadrun.events import EventRule
+    from vadrun.pipeline import VideoResult
+
+EPILOG = """\
+exit codes: 0 done; 1 done, but a video was damaged and its scores end early; 2 an input cannot be used.
+
+example: vadrun cam1.mp4 recordings/ --engine engines/ucf --out results
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = argparse.ArgumentParser(
+        prog="vadrun",
+        description="Find anomalous events in video with a VadCLIP bundle.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("source", nargs="+", type=Path, metavar="SOURCE", help="video files, or folders of them")
+    p.add_argument("--engine", required=True, type=Path, metavar="DIR", help="the bundle to run")
+    p.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write scores.csv, events.jsonl and result.json here, one folder per video",
+    )
+    p.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    p.add_argument("--quiet", action="store_true", help="no progress and no remarks on stderr")
+    p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
+
+    run = p.add_argument_group("how to run")
+    run.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="auto (default), onnxruntime, openvino, or with a device: onnxruntime:cuda, onnxruntime:cpu",
+    )
+    run.add_argument(
+        "--precision",
+        default="auto",
+        metavar="P",
+        help="arithmetic of the encoder: auto (default: the fastest here), fp32, bf16, fp16",
+    )
+    run.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
+    run.add_argument("--threads", type=int, metavar="N", help="inference threads (default: the library's choice)")
+
+    rule = p.add_argument_group("what is an event")
+    rule.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="anomaly score that makes an event (default 0.5)",
+    )
+    rule.add_argument(
+        "--release", type=float, metavar="S", help="score at which it ends (default: 0.8 of the threshold)"
+    )
+    rule.add_argument("--min-length", type=float, default=1.0, metavar="SEC", help="shorter ones are none (default 1)")
+    rule.add_argument("--merge-gap", type=float, default=2.0, metavar="SEC", help="nearer ones are one (default 2)")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    return run_command("vadrun", lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from vadrun.engine import Engine
+    from vadrun.events import EventRule
+
+    rule = EventRule(arguments.threshold, arguments.release, arguments.min_length, arguments.merge_gap)
+    sources = _sources(arguments.source)
+    targets = _targets(sources, arguments.out)
+    engine = Engine.load(
+        arguments.engine,
+        arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        batch=arguments.batch,
+    )
+    with engine:
+        _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
+        return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)))
+
+
+def _run_all(
+    arguments: argparse.Namespace, engine: Engine, rule: EventRule, jobs: list[tuple[Path, Path | None]]
+) -> int:
+    code = 0
+    documents: list[dict[str, Any]] = []
+    failed: list[str] = []
+    versions = _versions(engine)
+    for source, target in jobs:
+        progress = ProgressLine(source.name, enabled=not arguments.quiet)
+        try:
+            result = _run_one(engine, source, target, rule, progress, versions)
+        except UserError as error:
+            progress.clear()
+            # One bad file in a folder must not cost the others.
+            print(f"vadrun: {error}", file=sys.stderr)
+            failed.append(str(error))
+            code = BAD_INPUT
+            continue
+        progress.clear()
+        documents.append(result.to_json(engine, rule, versions))
+        if result.damage is not None:
+            print(f"vadrun: warning: {result.damage}", file=sys.stderr)
+            code = max(code, DAMAGED)
+        if result.note is not None:
+            _remark(arguments, f"{source.name}: {result.note}")
+        if not arguments.json:
+            _print_result(result)
+            sys.stdout.flush()
+    if arguments.json:
+        print(json.dumps({"videos": documents, "errors": failed}, indent=2, ensure_ascii=False))
+    elif arguments.out is not None and documents:
+        print(f"results in {arguments.out}")
+    if failed and len(jobs) > 1:
+        print(f"vadrun: {len(failed)} of {len(jobs)} videos could not be read", file=sys.stderr)
+    return code
+
+
+def _run_one(
+    engine: Engine,
+    source: Path,
+    target: Path | None,
+    rule: EventRule,
+    progress: ProgressLine,
+    versions: dict[str, str],
+) -> VideoResult:
+    from vadrun.pipeline import run_video
+    from vadrun.sinks import ResultFolder
+
+    if target is None:
+        return run_video(engine, source, rule, progress=progress.update)
+    with ResultFolder(target, engine.labels) as folder:
+        result = run_video(engine, source, rule, folder, progress.update)
+        folder.result(result.to_json(engine, rule, versions))
+    return result
+
+
+def _print_result(result: VideoResult) -> None:
+    events = f"{len(result.events)} event{'' if len(result.events) == 1 else 's'}"
+    snippets = f"{result.snippets} snippet{'' if result.snippets == 1 else 's'}"
+    peak = "" if result.peak is None else f", peak score {result.peak:.3f}"
+    print(f"{result.source}: {clock(result.seconds)} scored in {snippets}, {events}{peak}")
+    if result.events:
+        rows = [[clock(e.start), clock(e.end), e.label, f"{e.peak:.3f}"] for e in result.events]
+        text = table(["start", "end", "class", "peak"], rows, right=(0, 1, 3))
+        print("\n".join(f"  {line}" for line in text.splitlines()))
+
+
+def _sources(paths: list[Path]) -> list[Path]:
+    """Files as they are named, folders as the videos in them; nothing twice."""
+    from vadrun.video import find_videos
+
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            videos = find_videos(path)
+            if not videos:
+                raise UserError(f"{path} holds no video files: name a folder that does, or the files themselves")
+            found += videos
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist: check the name")
+    return list(dict.fromkeys(found))
+
+
+def _targets(sources: list[Path], out: Path | None) -> list[Path | None]:
+    """A folder per video under ``out``, named after the video; a longer name where two would be the same."""
+    if out is None:
+        return [None] * len(sources)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder to --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".vadrun-can-write"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; give a writable folder to --out") from error
+    stems = [source.stem for source in sources]
+    names: list[str] = []
+    for source, stem in zip(sources, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else source.name
+        number = 2
+        while name in names:
+            name = f"{source.name}-{number}"
+            number += 1
+        names.append(name)
+    return [out / name for name in names]
+
+
+def _versions(engine: Engine) -> dict[str, str]:
+    return {
+        "vadclip-edge": version(),
+        "numpy": version("numpy"),
+        "av": version("av"),
+        engine.backend.library.split()[0]: engine.backend.library.split()[-1],
+    }
+
+
+def _remark(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.quiet:
+        print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The engine: a bundle, the backend that runs it here, and the calls that users make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadrun import backends
+from vadrun.bundle import Bundle
+from vadrun.errors import UserError
+from vadrun.scoring import Scores, score_features, scores_from_logits
+
+
+class Engine:
+    """A bundle that is loaded and ready.
+
+    Example:
+        >>> engine = Engine.load("engines/ucf")                   # doctest: +SKIP
+        >>> features = engine.encode(frames)  # uint8 [n,S,S,3]    # doctest: +SKIP
+        >>> engine.score(features).anomaly    # float32 [n]        # doctest: +SKIP
+    """
+
+    def __init__(self, bundle: Bundle, backend: backends.Backend, why: str, batch: int) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.why = why  # why this backend was taken
+        self.batch = batch  # frames that one call of the encoder takes at most
+        self._text = bundle.text()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+        batch: int = 8,
+    ) -> Engine:
+        """Open a bundle, check its files, and load it into a backend.
+
+        Args:
+            path: the bundle's directory.
+            backend: "auto", or a name such as "onnxruntime", "openvino", "onnxruntime:cpu".
+            precision: arithmetic of the encoder: "auto", "fp32", "bf16" or "fp16".
+            threads: inference threads; None leaves it to the library.
+            batch: how many frames go through the encoder in one call.
+
+        Raises:
+            UserError: not a whole bundle, or no such backend works here.
+        """
+        if batch < 1:
+            raise UserError(f"the batch is {batch}: it must be at least 1")
+        if threads is not None and threads < 1:
+            raise UserError(f"the number of threads is {threads}: it must be at least 1")
+        bundle = Bundle.open(path)
+        chosen, why = backends.load(bundle, backend, backends.Options(precision, threads))
+        return cls(bundle, chosen, why, batch)
+
+    @property
+    def labels(self) -> list[str]:
+        """The m class names, normal first."""
+        return list(self.bundle.model.labels)
+
+    @property
+    def description(self) -> str:
+        """Backend, device, precision and library in one line."""
+        backend = self.backend
+        return f"{backend.name}:{backend.device} {backend.precision} ({backend.library}, {backend.encoder_file})"
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features float32 [n,d] of preprocessed frames, uint8 RGB [n,S,S,3]; n may be 0.
+
+        Raises:
+            UserError: another shape or type.
+        """
+        model = self.bundle.model
+        expected = (model.image_size, model.image_size, 3)
+        if frames.dtype != np.uint8 or frames.shape[1:] != expected:
+            raise UserError(
+                f"frames are {frames.dtype} {list(frames.shape)}: give uint8 RGB [n,{','.join(map(str, expected))}]"
+            )
+        out = np.empty((len(frames), model.features), np.float32)
+        for start in range(0, len(frames), self.batch):
+            part = np.ascontiguousarray(frames[start : start + self.batch])
+            out[start : start + len(part)] = self.backend.encode(part)
+        return out
+
+    def score(self, features: NDArray[np.floating]) -> Scores:
+        """Scores of one video's features [n,d], any n >= 0, in the reference's chunks of T snippets.
+
+        Raises:
+            UserError: another shape, or a feature that is not finite.
+        """
+        logits, alignment = self.logits(features)
+        return scores_from_logits(logits, alignment, self.bundle.model.anomaly)
+
+    def logits(self, features: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What :meth:`score` turns into probabilities: logits [n] and alignment logits [n,m].
+
+        Raises:
+            UserError: as :meth:`score`.
+        """
+        model = self.bundle.model
+        if features.ndim != 2 or features.shape[1] != model.features:
+            raise UserError(f"features are {list(features.shape)}: this bundle takes [n,{model.features}]")
+        features = np.ascontiguousarray(features, dtype=np.float32)
+        bad = ~np.isfinite(features).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"the feature of snippet {int(bad.argmax())} is not finite ({int(bad.sum())} of {len(bad)} are "
+                "not): extract it again"
+            )
+        return score_features(
+            features,
+            model.positions,
+            len(model.labels),
+            lambda chunk, lengths: self.backend.head(chunk, lengths, self._text),
+        )
+
+    def close(self) -> None:
+        """Free the backend's memory; the engine cannot be used afterwards."""
+        self.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,69 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vadrun.errors import UserError
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON through a temporary name."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
+    """Give a temporary directory beside ``target`` that takes its place when the block ends well.
+
+    On any exception (an interrupt too) the temporary directory is removed and ``target`` stays as it was.
+
+    Raises:
+        UserError: the place cannot be written to, or ``target`` exists and ``replace`` is false.
+    """
+    if target.exists() and not replace:
+        raise UserError(f"{target} exists already: name another place or allow it to be replaced")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the result from other users
+    except OSError as error:
+        raise UserError(f"cannot write to {target.parent}: {error.strerror}; name a writable folder") from error
+    try:
+        yield temporary
+        old = None
+        if target.exists():
+            old = temporary.with_name(temporary.name + ".old")
+            target.rename(old)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if old is not None:
+                old.rename(target)
+            raise
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

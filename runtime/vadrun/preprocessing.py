@@ -1,0 +1,215 @@
+"""From a decoded frame to the encoder's input, in one scaling pass.
+
+swscale goes from the decoder's planes straight to the small RGB image: no full-size RGB image is ever made.
+Its bilinear filter widens with the reduction, so shrinking does not alias.
+
+Needs PyAV 14.2: older ones cannot combine scaler flags and do not know a frame's rotation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from vadrun.errors import UserError
+from vadrun.sampling import check_keys
+
+REFERENCE_SIZE = 224
+REFERENCE_RESIZE = (340, 256)
+
+CROPS = ("center", "top-left", "top-right", "bottom-left", "bottom-right")
+INTERPOLATIONS = ("bilinear-antialias",)
+UNTAGGED = ("by-size", "bt601", "bt709")
+
+# Colour matrices by their number in the stream (AVColorSpace, ISO/IEC 23091-2).
+_MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+# The same by swscale's own numbers (SWS_CS_*).
+_SWS_MATRICES = {"bt709": 1, "fcc": 4, "bt601": 5, "smpte240m": 7, "bt2020": 9, "rgb": 5}
+_LIMITED, _FULL = int(ColorRange.MPEG), int(ColorRange.JPEG)
+
+# SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND, which PyAV names only from 17 on. Without them colours are up to 3 of
+# 255 off; with them below 1, for about a millisecond per image.
+_SWS_FLAGS = int(Interpolation.BILINEAR) | 0x2000 | 0x40000
+
+_PYAV = int(av.__version__.split(".")[0])
+# From PyAV 17 on swscale may use threads of its own; an image this small gains nothing from them.
+_THREADS: dict[str, int] = {"threads": 1} if _PYAV >= 17 else {}
+
+_LEVELS = np.arange(256)
+_EXPAND = np.clip(np.rint((_LEVELS - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a frame before the encoder sees it; stored in the bundle's manifest.
+
+    Attributes:
+        resize: width and height in pixels that the whole picture is scaled to; its aspect is not kept.
+        size: side of the square that is cut from it, in pixels.
+        crop: where it is cut: ``center``, ``top-left``, ``top-right``, ``bottom-left`` or ``bottom-right``.
+        mirror: flip the square left to right.
+        interpolation: ``bilinear-antialias``.
+        untagged: colour matrix of streams that name none: ``bt601``, ``bt709``, or ``by-size``: BT.709 from a
+            width of 1280 or a height above 576 on, BT.601 below, as players do.
+
+    Raises:
+        UserError: a value that is not allowed; names the attribute.
+    """
+
+    resize: tuple[int, int] = REFERENCE_RESIZE
+    size: int = REFERENCE_SIZE
+    crop: str = "center"
+    mirror: bool = False
+    interpolation: str = "bilinear-antialias"
+    untagged: str = "by-size"
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or self.size < 1:
+            raise _wrong("size", self.size, "a whole number of pixels from 1 on")
+        sides = self.resize
+        if not (isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)):
+            raise _wrong("resize", sides, "width and height in whole pixels")
+        if min(sides) < self.size:
+            raise _wrong("resize", sides, f"at least the size of the crop, {self.size}, both ways")
+        if type(self.mirror) is not bool:
+            raise _wrong("mirror", self.mirror, "true or false")
+        for key, allowed in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("untagged", UNTAGGED)):
+            if getattr(self, key) not in allowed:
+                raise _wrong(key, getattr(self, key), f"one of {', '.join(allowed)}")
+
+    @classmethod
+    def for_size(cls, size: int, *, crop: str = "center", mirror: bool = False) -> Preprocessing:
+        """The reference's geometry for an encoder of ``size`` pixels: 340x256 in proportion (64: 97x73)."""
+        width, height = REFERENCE_RESIZE
+        resize = (round(width * size / REFERENCE_SIZE), round(height * size / REFERENCE_SIZE))
+        return cls(resize=resize, size=size, crop=crop, mirror=mirror)
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Plain JSON values, one for each attribute."""
+        return {**asdict(self), "resize": list(self.resize)}
+
+    @classmethod
+    def from_manifest(cls, values: dict[str, Any]) -> Preprocessing:
+        """The reverse of :meth:`to_manifest`.
+
+        Raises:
+            UserError: a key is unknown or missing, or its value is not allowed.
+        """
+        known = check_keys("preprocessing", values, [field.name for field in fields(cls)])
+        if isinstance(known["resize"], list):
+            known["resize"] = tuple(known["resize"])
+        return cls(**known)
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """First row and first column of the crop in the resized picture."""
+        width, height = self.resize
+        rows, columns = height - self.size, width - self.size
+        if self.crop == "center":
+            return rows // 2, columns // 2
+        return (0 if self.crop.startswith("top") else rows), (0 if self.crop.endswith("left") else columns)
+
+
+class Preprocessor:
+    """Applies a :class:`Preprocessing` to frames, one after the other; not to be shared between threads.
+
+    The scaler's tables are kept as long as frames have the same size and format.
+    """
+
+    def __init__(self, preprocessing: Preprocessing | None = None) -> None:
+        self.preprocessing = preprocessing or Preprocessing()
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """RGB uint8 [size,size,3], contiguous, of a frame of any size and pixel format.
+
+        Colour matrix, range and rotation are those that the frame is tagged with.
+        """
+        wanted = self.preprocessing
+        turns = quarter_turns(frame)
+        width, height = wanted.resize if turns % 2 == 0 else wanted.resize[::-1]
+        matrix, full = colour_of(frame, wanted.untagged)
+        # Until FFmpeg 8 grey follows its range tag, since then it is always taken for full range.
+        grey_limited = _is_grey(frame) and not full
+        source_range = _FULL if full or grey_limited else _LIMITED
+        small = self._reformatter.reformat(
+            # PyAV 17 scales the two fields of an interlaced frame apart, which leaves combs in the small image.
+            _unflagged(frame) if _PYAV >= 17 and frame.interlaced_frame else frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=_SWS_FLAGS,
+            src_colorspace=_SWS_MATRICES[matrix],
+            dst_colorspace=_SWS_MATRICES[matrix],
+            src_color_range=source_range,
+            # Up to PyAV 16 matrix and range are set only where source and destination differ in one of them.
+            # RGB has no range of its own, so the other one is safe to name.
+            dst_color_range=_LIMITED if source_range == _FULL else _FULL,
+            **_THREADS,
+        )
+        image = _rows(small.planes[0])[:, : 3 * width].reshape(height, width, 3)
+        image = np.rot90(image, turns)
+        top, left = wanted.corner
+        image = image[top : top + wanted.size, left : left + wanted.size]
+        if wanted.mirror:
+            image = image[:, ::-1]
+        # A copy, whatever the layout: the view would keep the scaled picture alive.
+        return _EXPAND[image] if grey_limited else np.array(image, order="C")
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """How often the picture is to be turned by 90 degrees, counterclockwise, to stand upright: 0 to 3."""
+    return round(frame.rotation / 90) % 4
+
+
+def colour_of(frame: av.VideoFrame, untagged: str = "by-size") -> tuple[str, bool]:
+    """Colour matrix of a frame, and whether its levels fill the full range.
+
+    Args:
+        frame: any decoded frame.
+        untagged: the rule for frames without a known matrix, as in :class:`Preprocessing`.
+
+    Returns:
+        ``bt601``, ``bt709``, ``bt2020``, ``fcc``, ``smpte240m`` or ``rgb``, and the range. Untagged YUV is
+        limited range, untagged grey full.
+    """
+    name = frame.format.name
+    if frame.format.is_rgb:
+        return "rgb", True
+    matrix = _MATRICES.get(int(frame.colorspace))
+    if matrix is None:
+        large = frame.width >= 1280 or frame.height > 576
+        matrix = ("bt709" if large else "bt601") if untagged == "by-size" else untagged
+    tagged = int(frame.color_range)
+    if _is_grey(frame):
+        return matrix, tagged != _LIMITED
+    return matrix, tagged == _FULL or name.startswith("yuvj")
+
+
+def _wrong(key: str, value: object, allowed: str) -> UserError:
+    return UserError(f"preprocessing: {key} is {value!r} but must be {allowed}")
+
+
+def _is_grey(frame: av.VideoFrame) -> bool:
+    return frame.format.name.startswith(("gray", "ya"))
+
+
+def _unflagged(frame: av.VideoFrame) -> av.VideoFrame:
+    """The same picture without the interlaced flag, which PyAV lets nobody clear."""
+    copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    for source, target in zip(frame.planes, copy.planes, strict=True):
+        padded = np.zeros((target.height, target.line_size), np.uint8)
+        used = min(source.line_size, target.line_size)
+        padded[:, :used] = _rows(source)[:, :used]
+        target.update(padded.tobytes())
+    return copy
+
+
+def _rows(plane: Any) -> NDArray[np.uint8]:
+    """A plane's bytes [rows, bytes to a row with its padding], not copied."""
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)

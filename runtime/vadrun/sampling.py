@@ -1,0 +1,348 @@
+"""Which frames of a video become which snippet.
+
+Pure logic over frames of any type. Frames are fed in display order; only those that are sampled are converted,
+each at most once, and memory does not grow with the number of frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from vadrun.errors import UserError
+
+FrameT = TypeVar("FrameT")
+ImageT = TypeVar("ImageT")
+
+# Seconds between two frames; over a longer pause nothing is on display once the frame before it has had its time.
+LONGEST_PAUSE = 2.0
+# Matroska rounds timestamps to the millisecond: a frame may be this much late and still be in time.
+_ROUNDING = 0.001
+# Where neither the stream nor its timestamps say how long a frame lasts.
+_FRAME_SECONDS = 0.04
+
+PICKS = ("first", "middle", "mean")
+WAYS = ("frames", "time")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How snippets are cut and which frames stand for them; stored in the bundle's manifest.
+
+    Attributes:
+        frames: frames of a snippet; by time, the number of images that ``mean`` takes from it.
+        pick: ``first``, ``middle`` (frame ``frames // 2``) or ``mean`` (the feature's mean over all frames).
+        by: ``frames``: a snippet is so many frames, as the reference has it; ``time``: it is so many seconds,
+            for cameras whose rate is not that of the training videos.
+        seconds: length of a snippet by time; None by frames.
+
+    Raises:
+        UserError: a value that is not allowed; names the attribute.
+    """
+
+    frames: int = 16
+    pick: Literal["first", "middle", "mean"] = "middle"
+    by: Literal["frames", "time"] = "frames"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.frames) is not int or self.frames < 1:
+            raise _wrong("frames", self.frames, "a whole number from 1 on")
+        if self.pick not in PICKS:
+            raise _wrong("pick", self.pick, f"one of {', '.join(PICKS)}")
+        if self.by not in WAYS:
+            raise _wrong("by", self.by, f"one of {', '.join(WAYS)}")
+        seconds = self.seconds
+        if self.by == "frames":
+            if seconds is not None:
+                raise _wrong("seconds", seconds, "left out when snippets are cut by frames")
+        elif isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise _wrong("seconds", seconds, "a number above 0 when snippets are cut by time")
+
+    @property
+    def images_per_snippet(self) -> int:
+        """Images k of every snippet: 1, or ``frames`` for ``mean``."""
+        return self.frames if self.pick == "mean" else 1
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Plain JSON values, one for each attribute."""
+        return asdict(self)
+
+    @classmethod
+    def from_manifest(cls, values: dict[str, Any]) -> Sampling:
+        """The reverse of :meth:`to_manifest`.
+
+        Raises:
+            UserError: a key is unknown or missing, or its value is not allowed.
+        """
+        return cls(**check_keys("sampling", values, [field.name for field in fields(cls)]))
+
+
+@dataclass(frozen=True)
+class Sampled(Generic[ImageT]):
+    """One snippet's images.
+
+    Attributes:
+        index: 0 for the first snippet that was made, counting up by one.
+        start, end: seconds, as the timestamps have them; ``end`` is where the next snippet may start.
+        images: what ``convert`` returned, ``Sampling.images_per_snippet`` of them.
+        short: the whole video is shorter than one snippet, and this is what there is of it.
+    """
+
+    index: int
+    start: float
+    end: float
+    images: tuple[ImageT, ...]
+    short: bool = False
+
+
+class Timeline:
+    """Makes timestamps strictly increasing.
+
+    A missing one, or one that stands still or goes back, is put one frame after the one before. If the next ones are
+    sound they are taken as they are again, after half a frame if need be. A jump back by more than
+    :data:`LONGEST_PAUSE` is a clock that was set or a stream that began anew: time goes on from where it was.
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._given = 0.0  # the last timestamp as it came
+        self._shift = 0.0
+
+    def place(self, time: float | None, step: float) -> float:
+        """The time of the next frame.
+
+        Args:
+            time: its timestamp in seconds, or None.
+            step: seconds from one frame to the next, above 0.
+        """
+        if time is not None and not math.isfinite(time):
+            time = None
+        if self._last is None:
+            placed = time or 0.0
+        elif time is None:
+            placed = self._last + step
+        else:
+            placed = time + self._shift
+            if self._last - placed > LONGEST_PAUSE:
+                self._shift = self._last + step - time
+                placed = self._last + step
+            elif placed <= self._last:
+                placed = self._last + (step / 2 if time > self._given else step)
+        if time is not None:
+            self._given = time
+        self._last = placed
+        return placed
+
+
+class Sampler(Generic[FrameT, ImageT]):
+    """Cuts a stream of frames into snippets.
+
+    By frames, snippet k is frames 16k to 16k+15 (for ``frames`` = 16). It is made once it is whole, and the tail is
+    dropped, as the reference does. It ends where the next frame starts, or before a gap when its last frame ends.
+
+    By time, snippet k covers [k * seconds, (k+1) * seconds) from the first timestamp on, and takes the frame
+    that is on display at its start (``first``), at its centre (``middle``), or at evenly spaced times (``mean``:
+    at i/16 of its length), so slow cameras repeat frames. It is made only where something is on display for
+    all of it: not within a gap of more than :data:`LONGEST_PAUSE` seconds, and not past the end.
+
+    Either way a video shorter than one snippet gives one, with ``short`` set: where its pick would lie past the
+    end it takes the last frame, and ``mean`` repeats that.
+
+    Args:
+        sampling: the rule.
+        convert: makes an image of a frame; called for the frames that are sampled only.
+    """
+
+    def __init__(self, sampling: Sampling, convert: Callable[[FrameT], ImageT]) -> None:
+        self.sampling = sampling
+        self._timeline = Timeline()
+        self._cutter: _ByFrames[FrameT, ImageT] | _ByTime[FrameT, ImageT]
+        if sampling.by == "time":
+            self._cutter = _ByTime(sampling, convert)
+        else:
+            self._cutter = _ByFrames(sampling, convert)
+        self._last: float | None = None
+        self._step = _FRAME_SECONDS  # how long the last frame is on display, as far as it is known
+        self._usual: float | None = None
+
+    def push(self, frame: FrameT, time: float | None, duration: float | None = None) -> list[Sampled[ImageT]]:
+        """Take the next frame in display order; return the snippets that are complete with it.
+
+        Args:
+            frame: kept until the next one comes, at most.
+            time: its timestamp in seconds, or None if the stream has none.
+            duration: how long it is on display in seconds, if known.
+        """
+        step = duration if duration is not None and duration > 0 else self._usual or _FRAME_SECONDS
+        placed = self._timeline.place(time, step)
+        done: list[Sampled[ImageT]] = []
+        if self._last is not None:
+            until = placed
+            if placed - self._last > LONGEST_PAUSE:
+                until = min(placed, self._last + min(self._step, self._usual or self._step))
+            else:
+                self._usual = placed - self._last
+            done = self._cutter.ended(until, placed)
+        self._cutter.began(frame, placed)
+        self._last = placed
+        self._step = step
+        return done
+
+    def finish(self) -> list[Sampled[ImageT]]:
+        """The snippets that the end of the stream completes."""
+        if self._last is None:
+            return []
+        lasts = self._step
+        if lasts > LONGEST_PAUSE and self._usual is not None:
+            lasts = self._usual  # a mean over pauses, not a frame's time
+        return self._cutter.finish(self._last + lasts)
+
+
+# The two ways to cut. Their calls alternate: a frame began, it ended, the next began, ..., finish.
+
+
+class _ByFrames(Generic[FrameT, ImageT]):
+    def __init__(self, sampling: Sampling, convert: Callable[[FrameT], ImageT]) -> None:
+        self._convert = convert
+        self._length = sampling.frames
+        self._wanted = {"first": range(1), "middle": range(self._length // 2, self._length // 2 + 1)}.get(
+            sampling.pick, range(self._length)
+        )
+        self._index = 0
+        self._count = 0
+        self._start = 0.0
+        self._images: list[ImageT] = []
+        self._whole: Sampled[ImageT] | None = None  # complete but for its end
+        self._spare: FrameT | None = None  # the only frame of a video that ends before the pick
+
+    def began(self, frame: FrameT, time: float) -> None:
+        if self._count == 0:
+            self._start = time
+        if self._count in self._wanted:
+            self._images.append(self._convert(frame))
+            self._spare = None
+        elif self._index == 0 and not self._images:
+            self._spare = frame
+        self._count += 1
+        if self._count == self._length:
+            self._whole = Sampled(self._index, self._start, time, tuple(self._images))
+            self._images = []
+            self._index += 1
+            self._count = 0
+
+    def ended(self, until: float, following: float) -> list[Sampled[ImageT]]:
+        if self._whole is None:
+            return []
+        done = [replace(self._whole, end=until)]
+        self._whole = None
+        return done
+
+    def finish(self, until: float) -> list[Sampled[ImageT]]:
+        if self._whole is None and self._index == 0 and self._count > 0:
+            if self._spare is not None:
+                self._images.append(self._convert(self._spare))
+            images = _filled(self._images, len(self._wanted))
+            self._whole = Sampled(self._index, self._start, until, images, short=True)
+            self._index += 1
+        self._count = 0
+        return self.ended(until, until)
+
+
+class _ByTime(Generic[FrameT, ImageT]):
+    def __init__(self, sampling: Sampling, convert: Callable[[FrameT], ImageT]) -> None:
+        assert sampling.seconds is not None
+        self._convert = convert
+        self._seconds = float(sampling.seconds)
+        count = sampling.images_per_snippet
+        self._offsets = [0.5] if sampling.pick == "middle" else [image / count for image in range(count)]
+        self._origin: float | None = None
+        self._cell = 0  # the part of the time grid that is being filled
+        self._images: list[ImageT] = []
+        self._index = 0
+        self._frame: FrameT | None = None
+        self._image: ImageT | None = None  # the frame's, once it has been asked for
+        self._time = 0.0
+
+    def began(self, frame: FrameT, time: float) -> None:
+        if self._origin is None:
+            self._origin = time
+        self._frame, self._image, self._time = frame, None, time
+
+    def ended(self, until: float, following: float) -> list[Sampled[ImageT]]:
+        done = self._show(until, _ROUNDING)
+        if following > until:  # a gap: go on with the first snippet that lies behind it
+            assert self._origin is not None
+            cell = math.ceil((following - self._origin - _ROUNDING) / self._seconds)
+            if cell > self._cell:
+                self._cell, self._images = cell, []
+        return done
+
+    def finish(self, until: float) -> list[Sampled[ImageT]]:
+        # Durations are not exact: a last snippet that lacks less than half a frame of the training rate is whole.
+        done = self._show(until, max(_ROUNDING, self._seconds / 32))
+        if self._index == 0 and self._frame is not None:
+            if len(self._images) < len(self._offsets):
+                self._images.append(self._shown())
+            images = _filled(self._images, len(self._offsets))
+            done = [Sampled(0, min(self._at(0.0), self._time), until, images, short=True)]
+            self._index = 1
+        self._frame = None
+        return done
+
+    def _show(self, until: float, slack: float) -> list[Sampled[ImageT]]:
+        """Take what the present frame is wanted for, up to the end of its time on display."""
+        done: list[Sampled[ImageT]] = []
+        while True:
+            if len(self._images) < len(self._offsets):
+                if self._at(self._offsets[len(self._images)]) >= until - _ROUNDING:
+                    return done
+                self._images.append(self._shown())
+                continue
+            end = self._at(1.0)
+            if end > until + slack:
+                return done
+            done.append(Sampled(self._index, self._at(0.0), end, tuple(self._images)))
+            self._index += 1
+            self._cell += 1
+            self._images = []
+
+    def _at(self, share: float) -> float:
+        assert self._origin is not None
+        return self._origin + (self._cell + share) * self._seconds
+
+    def _shown(self) -> ImageT:
+        if self._image is None:
+            assert self._frame is not None
+            self._image = self._convert(self._frame)
+        return self._image
+
+
+def check_keys(section: str, values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """A copy of ``values``, which must have exactly these keys.
+
+    Raises:
+        UserError: names the section of the manifest and the first key that is unknown or missing.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"the manifest's {section} is {values!r}, not a table: build the bundle again")
+    for key in values:
+        if key not in keys:
+            raise UserError(
+                f"the manifest's {section} has the unknown key {key!r}: it may be from a newer version, so "
+                "update vadclip-edge or build the bundle again"
+            )
+    for key in keys:
+        if key not in values:
+            raise UserError(f"the manifest's {section} lacks the key {key!r}: build the bundle again")
+    return dict(values)
+
+
+def _filled(images: list[ImageT], count: int) -> tuple[ImageT, ...]:
+    return tuple(images + images[-1:] * (count - len(images)))
+
+
+def _wrong(key: str, value: object, allowed: str) -> UserError:
+    return UserError(f"sampling: {key} is {value!r} but must be {allowed}")

@@ -1,0 +1,88 @@
+"""From features to scores: chunks, the two branches, the anomaly score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+# features [B,T,d], lengths int64 [B] -> logits [B,T], alignment logits [B,T,m]
+Head = Callable[[Floats, NDArray[np.int64]], tuple[Floats, Floats]]
+
+# How many chunks go through the head in one call; bounds memory on long feature files.
+CHUNKS_PER_CALL = 8
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n snippets.
+
+    Attributes:
+        confidence: float32 [n], sigmoid of the C-branch (Eq. 4).
+        alignment: float32 [n,m], softmax of the A-branch over the classes.
+        anomaly: float32 [n] in [0, 1]: ``confidence``, or 1 - alignment[:, 0] where the alignment branch is
+            the one that the bundle names (column 0 is the normal class).
+    """
+
+    confidence: Floats
+    alignment: Floats
+    anomaly: Floats
+
+    def __len__(self) -> int:
+        return len(self.anomaly)
+
+
+def sigmoid(x: NDArray[Any]) -> Floats:
+    """1 / (1 + e^-x), without overflow."""
+    e = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e)), dtype=np.float32)
+
+
+def softmax(x: NDArray[Any]) -> Floats:
+    """Softmax over the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def scores_from_logits(logits: Floats, alignment: Floats, branch: str) -> Scores:
+    """Probabilities from the head's outputs: logits [n] and alignment logits [n,m].
+
+    Raises:
+        ValueError: an unknown branch.
+    """
+    confidence = sigmoid(logits)
+    classes = softmax(alignment)
+    if branch == "confidence":
+        anomaly = confidence
+    elif branch == "alignment":
+        # The sum of the abnormal classes, not 1 - p(normal): the same number without cancellation near 0.
+        anomaly = classes[:, 1:].sum(axis=1, dtype=np.float32)
+    else:
+        raise ValueError(f"unknown branch {branch!r}")
+    return Scores(confidence, classes, anomaly)
+
+
+def score_features(features: Floats, positions: int, classes: int, head: Head) -> tuple[Floats, Floats]:
+    """Run the head over a whole video: logits [n] and alignment logits [n,classes] of features [n,d].
+
+    As released: disjoint chunks of ``positions`` snippets, the last one zero-padded, each scored on its own.
+    """
+    n, width = features.shape
+    logits = np.empty(n, np.float32)
+    alignment = np.empty((n, classes), np.float32)
+    step = positions * CHUNKS_PER_CALL
+    for start in range(0, n, step):
+        part = features[start : start + step]
+        count = -(-len(part) // positions)
+        padded = np.zeros((count * positions, width), np.float32)
+        padded[: len(part)] = part
+        lengths = np.full(count, positions, np.int64)
+        lengths[-1] = len(part) - (count - 1) * positions
+        a, b = head(padded.reshape(count, positions, width), lengths)
+        logits[start : start + len(part)] = a.reshape(-1)[: len(part)]
+        alignment[start : start + len(part)] = b.reshape(-1, classes)[: len(part)]
+    return logits, alignment

@@ -1,0 +1,158 @@
+"""Small clips whose every frame shows its own number, made with the encoders that PyAV brings."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from vadrun.preprocessing import Preprocessing
+
+Image = NDArray[np.uint8]
+
+# The number is drawn as 12 bits, in blocks that lie within every centre crop, as shares of width and height.
+_COLUMNS = np.linspace(0.26, 0.74, 4)
+_ROWS = np.linspace(0.2, 0.8, 3)
+_BLOCK = (0.12, 0.22)
+
+_QUIET = {
+    "libx264": {"preset": "veryfast", "x264-params": "log-level=none"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "libsvtav1": {"preset": "12", "crf": "15"},
+    "libaom-av1": {"cpu-used": "8", "usage": "realtime"},
+}
+
+
+def numbered(number: int, width: int, height: int) -> Image:
+    """A picture, RGB uint8 [h,w,3], that shows a number from 0 to 4095."""
+    image = np.full((height, width, 3), 128, np.uint8)
+    for bit in range(12):
+        x, y = _COLUMNS[bit % 4], _ROWS[bit // 4]
+        left, right = round((x - _BLOCK[0] / 2) * width), round((x + _BLOCK[0] / 2) * width)
+        top, bottom = round((y - _BLOCK[1] / 2) * height), round((y + _BLOCK[1] / 2) * height)
+        image[top:bottom, left:right] = 235 if number >> bit & 1 else 20
+    return image
+
+
+def number_of(image: Image) -> int:
+    """The number on a preprocessed picture, RGB uint8 [S,S,3], centre crop."""
+    preprocessing = Preprocessing.for_size(image.shape[0])
+    (width, height), (first_row, first_column) = preprocessing.resize, preprocessing.corner
+    number = 0
+    for bit in range(12):
+        x = round(_COLUMNS[bit % 4] * width) - first_column
+        y = round(_ROWS[bit // 4] * height) - first_row
+        block = image[y - 1 : y + 2, x - 1 : x + 2].mean()
+        assert block < 70 or block > 185, f"no number can be read: bit {bit} is {block}"
+        number |= int(block > 128) << bit
+    return number
+
+
+def write_clip(
+    path: Path,
+    frames: int = 40,
+    *,
+    codec: str = "libx264",
+    size: tuple[int, int] = (160, 120),
+    rate: int = 25,
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    times: Sequence[float] | None = None,
+    draw: Callable[[int, int, int], Image] = numbered,
+    prepare: Callable[[Any], None] = lambda stream: None,
+    audio: bool = False,
+    rotation: int = 0,
+) -> Path:
+    """Encode a clip; the container follows from the name.
+
+    Args:
+        path: where to.
+        frames: how many.
+        codec: the encoder.
+        size: width and height as they are displayed.
+        rate: frames per second.
+        pixel_format: of the stored pictures.
+        options: for the encoder.
+        container_options: for the muxer.
+        times: each frame's time in seconds, for a variable rate; milliseconds count.
+        draw: makes the picture of a frame number, width and height.
+        prepare: is given the stream before it is used.
+        audio: add a second of silence as a second stream.
+        rotation: 90, 180 or 270: store the pictures turned, and mark that they are to be turned by so many
+            degrees counterclockwise for display (MP4 only).
+    """
+    width, height = size if rotation % 180 == 0 else size[::-1]
+    base = Fraction(1, 1000) if times is not None else Fraction(1, rate)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.options = {**_QUIET.get(codec, {}), **(options or {})}
+        if times is not None:
+            stream.codec_context.time_base = base
+        prepare(stream)
+        sound: Any = container.add_stream("aac", rate=16000) if audio else None
+        for index in range(frames):
+            image = np.ascontiguousarray(np.rot90(draw(index, *size), -rotation // 90))
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if pixel_format != "rgb24":
+                frame = frame.reformat(format=pixel_format, dst_color_range=2 if pixel_format.startswith("yuvj") else 1)
+            frame.pts = index if times is None else round(times[index] * 1000)
+            frame.time_base = base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            _add_silence(container, sound)
+    if rotation:
+        _mark_rotation(path, rotation)
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    """A file with a second of silence and no picture."""
+    with av.open(str(path), "w") as container:
+        _add_silence(container, container.add_stream("aac", rate=16000))
+    return path
+
+
+def cut(path: Path, share: float, *, multiple: int = 1) -> Path:
+    """Keep the first part of a file, in a whole number of ``multiple`` bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share) // multiple * multiple])
+    return path
+
+
+def spoil(path: Path, share: float, count: int) -> Path:
+    """Overwrite ``count`` bytes in a file, from ``share`` of its length on."""
+    data = bytearray(path.read_bytes())
+    at = int(len(data) * share)
+    data[at : at + count] = np.random.default_rng(5).bytes(count)
+    path.write_bytes(data)
+    return path
+
+
+def _add_silence(container: Any, stream: Any) -> None:
+    for index in range(16):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16000, index * 1000, Fraction(1, 16000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _mark_rotation(path: Path, degrees: int) -> None:
+    """Write the display matrix of the first track header (ISO/IEC 14496-12, 8.3.2)."""
+    cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    one, w = 1 << 16, 1 << 30
+    matrix = struct.pack(">9i", cosine * one, -sine * one, 0, sine * one, cosine * one, 0, 0, 0, w)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd")
+    assert data[at + 4] == 0, "only version 0 is known here"
+    data[at + 44 : at + 80] = matrix
+    path.write_bytes(data)

@@ -1,0 +1,30 @@
+"""Fixtures that several packages' tests share: golden checkpoints and bundles that are built of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.golden import Golden, golden, ucf, xd
+from vadexport.build import BuildOptions, build
+
+__all__ = ["golden", "ucf", "xd"]
+
+
+@pytest.fixture(scope="session")
+def bundles(ucf: Golden, xd: Golden, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A float32 bundle of each golden checkpoint, by dataset; not to be changed by tests."""
+    found = {}
+    for source in (ucf, xd):
+        out = tmp_path_factory.mktemp("bundles") / source.dataset
+        build(BuildOptions(source.checkpoint, out, dataset=source.dataset))
+        found[source.dataset] = out
+    return found
+
+
+@pytest.fixture
+def bundle_copy(bundles: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the UCF-Crime bundle that a test may damage."""
+    return Path(shutil.copytree(bundles["ucf"], tmp_path / "bundle"))

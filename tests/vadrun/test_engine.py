@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.golden import LENGTHS, Golden
+from tests.vadrun.test_bundle import edit, rehash
+from vadrun import Engine, UserError, backends
+from vadrun.backends.onnxruntime import OnnxruntimeBackend
+from vadrun.backends.openvino import OpenvinoBackend
+
+BACKENDS = ("onnxruntime", "openvino")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_scores(bundles: dict[str, Path], golden: Golden, backend: str) -> None:
+    with Engine.load(bundles[golden.dataset], backend) as engine:
+        assert engine.labels == golden.config["labels"]
+        for n in LENGTHS:
+            scores = engine.score(golden[f"features_{n}"].numpy())
+            np.testing.assert_allclose(scores.confidence, golden[f"prob1_{n}"].numpy().reshape(-1), atol=1e-4)
+            abnormal = golden[f"prob2_{n}"].numpy().reshape(-1)
+            np.testing.assert_allclose(1 - scores.alignment[:, 0], abnormal, atol=1e-4)
+            expected = scores.confidence if golden.dataset == "ucf" else abnormal
+            np.testing.assert_allclose(scores.anomaly, expected, atol=1e-4)
+            assert scores.anomaly.dtype == scores.confidence.dtype == scores.alignment.dtype == np.float32
+            assert len(scores) == n
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_encoding_does_not_depend_on_the_batch(bundles: dict[str, Path], backend: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+    with Engine.load(bundles["ucf"], backend, batch=4, precision="fp32") as engine:
+        together = engine.encode(frames)
+        alone = np.concatenate([engine.encode(frame[None]) for frame in frames])
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+        # The arrays are the caller's: the next call must not write into them.
+        before = together.copy()
+        engine.encode(frames[::-1])
+        np.testing.assert_array_equal(together, before)
+
+
+def test_backends_agree(bundles: dict[str, Path]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    found = []
+    for backend in BACKENDS:
+        with Engine.load(bundles["ucf"], backend, precision="fp32") as engine:
+            found.append(engine.encode(frames))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_in_nothing_out(bundles: dict[str, Path], backend: str) -> None:
+    with Engine.load(bundles["ucf"], backend) as engine:
+        features = engine.encode(np.zeros((0, 64, 64, 3), np.uint8))
+        assert features.shape == (0, 64)
+        scores = engine.score(features)
+        assert scores.anomaly.shape == (0,) and scores.alignment.shape == (0, 14)
+
+
+def test_wrong_arrays_are_refused(bundles: dict[str, Path]) -> None:
+    with Engine.load(bundles["ucf"]) as engine:
+        with pytest.raises(UserError, match=r"frames are float32 .* uint8 RGB \[n,64,64,3\]"):
+            engine.encode(np.zeros((1, 64, 64, 3), np.float32))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"frames are uint8 \[1, 32, 64, 3\]"):
+            engine.encode(np.zeros((1, 32, 64, 3), np.uint8))
+        with pytest.raises(UserError, match=r"features are \[5, 512\]: this bundle takes \[n,64\]"):
+            engine.score(np.zeros((5, 512), np.float32))
+        features = np.zeros((5, 64), np.float32)
+        features[3, 2] = np.nan
+        with pytest.raises(UserError, match=r"snippet 3 is not finite \(1 of 5"):
+            engine.score(features)
+
+
+def test_auto_takes_openvino_before_onnxruntime_on_a_cpu(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        OnnxruntimeBackend,
+        "unavailable",
+        classmethod(lambda cls, device: "has no CUDA here" if device == "cuda" else None),
+    )
+    with Engine.load(bundles["ucf"]) as engine:
+        assert engine.backend.name == "openvino"
+        assert "onnxruntime:cuda has no CUDA here" in engine.why
+    monkeypatch.setattr(OpenvinoBackend, "unavailable", classmethod(lambda cls, device: "is not installed"))
+    with Engine.load(bundles["ucf"]) as engine:
+        assert (engine.backend.name, engine.backend.device) == ("onnxruntime", "cpu")
+        assert "openvino:cpu is not installed" in engine.why
+
+
+def test_a_named_backend_is_never_replaced(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenvinoBackend, "unavailable", classmethod(lambda cls, device: "is not installed"))
+    with pytest.raises(
+        UserError, match=r"openvino:cpu is not installed; to install: pip install 'vadclip-edge\[cpu\]'"
+    ):
+        Engine.load(bundles["ucf"], "openvino")
+    with Engine.load(bundles["ucf"], "onnxruntime:cpu") as engine:
+        assert engine.why == "named by the user"
+
+
+def test_no_backend_at_all(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (OnnxruntimeBackend, OpenvinoBackend):
+        monkeypatch.setattr(kind, "unavailable", classmethod(lambda cls, device: "is not installed"))
+    assert backends.available() == []
+    with pytest.raises(UserError, match=r"no backend can run .*pip install 'vadclip-edge\[cpu\]'"):
+        Engine.load(bundles["ucf"])
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"backend": "tensorflow"}, "there is no backend 'tensorflow': take one of auto, onnxruntime, openvino"),
+        ({"backend": "openvino:cuda"}, "there is no backend 'openvino:cuda'"),
+        ({"precision": "int4"}, "there is no precision 'int4'"),
+        ({"backend": "onnxruntime:cpu", "precision": "fp16"}, "does not compute in fp16 on cpu"),
+        ({"batch": 0}, "the batch is 0"),
+        ({"threads": 0}, "the number of threads is 0"),
+    ],
+)
+def test_wrong_options_are_refused(bundles: dict[str, Path], options: dict[str, str], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        Engine.load(bundles["ucf"], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_head_with_other_sizes_is_refused(bundle_copy: Path, backend: str) -> None:
+    edit(bundle_copy, lambda manifest: manifest["model"].update(positions=128))
+    with pytest.raises(UserError, match=r"head graph .* takes features of \[\?,256,64\], .* \[\?,128,64\]"):
+        Engine.load(bundle_copy, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_encoder_with_other_sizes_is_refused(bundle_copy: Path, backend: str) -> None:
+    edit(bundle_copy, lambda manifest: manifest["model"].update(image_size=32))
+    with pytest.raises(UserError, match=r"encoder graph .* takes frames of \[\?,64,64,3\]"):
+        Engine.load(bundle_copy, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_is_none_is_one_sentence(bundle_copy: Path, backend: str) -> None:
+    (bundle_copy / "head.onnx").write_bytes(b"not a graph")
+    rehash(bundle_copy, "head.onnx")
+    with pytest.raises(UserError, match=r"cannot load .*head\.onnx") as caught:
+        Engine.load(bundle_copy, backend)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_head_of_another_model_is_refused(bundle_copy: Path) -> None:
+    # xd has 7 classes, but the class count is dynamic; its width is the same, so only the hash tells.
+    shutil.copy(bundle_copy / "encoder.fp32.onnx", bundle_copy / "head.onnx")
+    rehash(bundle_copy, "head.onnx")
+    with pytest.raises(UserError, match=r"the head graph in .* has no input 'features'"):
+        Engine.load(bundle_copy, "onnxruntime:cpu")
+
+
+def test_bf16_is_a_stated_choice(bundles: dict[str, Path]) -> None:
+    with Engine.load(bundles["ucf"], "openvino", precision="fp32") as engine:
+        assert engine.backend.precision == "fp32"
+    import openvino
+
+    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with Engine.load(bundles["ucf"], "openvino") as engine:
+        assert engine.backend.precision == ("bf16" if capable else "fp32")
+        assert engine.backend.precision in engine.description
+    if not capable:
+        with pytest.raises(UserError, match="does not compute in bf16 on this CPU"):
+            Engine.load(bundles["ucf"], "openvino", precision="bf16")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vadrun.errors import UserError
+from vadrun.files import whole_directory, write_json
+
+
+def test_a_directory_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b"
+    with whole_directory(target, replace=False) as folder:
+        (folder / "x").write_text("1")
+        assert not target.exists()
+    assert (target / "x").read_text() == "1"
+    assert sorted(p.name for p in target.parent.iterdir()) == ["b"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_directory_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "b"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with pytest.raises(error), whole_directory(target, replace=True) as folder:
+        (folder / "new").write_text("2")
+        raise error
+    assert [p.name for p in target.iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_replacing_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with whole_directory(target, replace=True) as folder:
+        (folder / "new").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_what_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists already"), whole_directory(tmp_path, replace=False):
+        raise AssertionError("not reached")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"), whole_directory(tmp_path / "file" / "x", replace=False):
+        raise AssertionError("not reached")
+
+
+def test_json_is_written_through_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"ä": 1})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": 1}
+    with pytest.raises(TypeError):
+        write_json(path, {"bad": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

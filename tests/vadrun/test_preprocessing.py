@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vadrun import preprocessing as module
+from vadrun.errors import UserError
+from vadrun.preprocessing import CROPS, Preprocessing, Preprocessor, colour_of
+
+# Levels of Y, U and V at 8 bits: greys, primaries and mixed colours, within the limited range.
+PATCHES = [
+    (16, 128, 128),
+    (235, 128, 128),
+    (81, 90, 240),
+    (145, 54, 34),
+    (41, 240, 110),
+    (120, 100, 150),
+    (180, 128, 90),
+]
+# Kr and Kb of ITU-R BT.601, BT.709 and BT.2020, and the number that streams name them by.
+MATRICES = {"bt601": (0.299, 0.114, 6), "bt709": (0.2126, 0.0722, 1), "bt2020": (0.2627, 0.0593, 9)}
+LIMITED, FULL = 1, 2
+
+
+def textbook_rgb(levels: tuple[int, ...], matrix: str, full: bool) -> NDArray[np.float64]:
+    """RGB of 8-bit Y'CbCr levels, 0 to 255 (ITU-R BT.601-7 and BT.709-6)."""
+    kr, kb, _ = MATRICES[matrix]
+    y, u, v = levels
+    if full:
+        luma, cb, cr = y / 255, (u - 128) / 255, (v - 128) / 255
+    else:
+        luma, cb, cr = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    red, blue = luma + 2 * (1 - kr) * cr, luma + 2 * (1 - kb) * cb
+    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    return np.asarray(np.clip(np.array([red, green, blue]) * 255, 0, 255))
+
+
+def patch(
+    levels: tuple[int, ...],
+    pixel_format: str = "yuv420p",
+    size: tuple[int, int] = (320, 240),
+    colorspace: int = 2,
+    color_range: int = 0,
+) -> av.VideoFrame:
+    """A frame of one colour."""
+    frame = av.VideoFrame(*size, pixel_format)
+    frame.colorspace, frame.color_range = colorspace, color_range
+    for index, plane in enumerate(frame.planes):
+        if pixel_format.endswith("10le"):
+            data = np.full(plane.buffer_size // 2, 4 * levels[index], "<u2").tobytes()
+        elif pixel_format == "nv12" and index == 1:
+            data = bytes(levels[1:]) * (plane.buffer_size // 2)
+        else:
+            data = bytes([levels[index]]) * plane.buffer_size
+        plane.update(data)
+    return frame
+
+
+def rgb_frame(image: NDArray[np.uint8]) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+
+
+def scene(width: int, height: int) -> NDArray[np.uint8]:
+    """Smooth, and different everywhere: [h,w,3]."""
+    y, x = np.mgrid[0:height, 0:width]
+    across, down = x * 255 / width, y * 255 / height
+    return np.stack([across, down, (across + down) / 2], 2).astype(np.uint8)
+
+
+# -- geometry
+
+
+@pytest.mark.parametrize(
+    ("crop", "rows", "columns"),
+    [
+        ("center", slice(16, 240), slice(58, 282)),
+        ("top-left", slice(0, 224), slice(0, 224)),
+        ("top-right", slice(0, 224), slice(116, 340)),
+        ("bottom-left", slice(32, 256), slice(0, 224)),
+        ("bottom-right", slice(32, 256), slice(116, 340)),
+    ],
+)
+def test_crops_are_those_of_the_reference(crop: str, rows: slice, columns: slice) -> None:
+    image = scene(340, 256)  # nothing to scale
+    result = Preprocessor(Preprocessing(crop=crop))(rgb_frame(image))
+    np.testing.assert_array_equal(result, image[rows, columns])
+
+
+def test_mirrors_are_the_crops_flipped() -> None:
+    frame = rgb_frame(scene(320, 240))
+    for crop in CROPS:
+        plain = Preprocessor(Preprocessing(crop=crop))(frame)
+        mirrored = Preprocessor(Preprocessing(crop=crop, mirror=True))(frame)
+        np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+
+
+@pytest.mark.parametrize("size", [(320, 240), (1920, 1080), (240, 320), (101, 77), (16, 16)])
+def test_the_whole_picture_is_scaled_whatever_its_aspect(size: tuple[int, int]) -> None:
+    result = Preprocessor(Preprocessing(size=256))(rgb_frame(scene(*size)))
+    expected = scene(340, 256)[:, 42:298]
+    blur = 1.5 * 255 / min(size) + 2
+    assert np.abs(result.astype(int) - expected).max() <= blur
+
+
+def test_the_result_is_a_small_array_of_its_own() -> None:
+    for mirror in (False, True):
+        result = Preprocessor(Preprocessing(mirror=mirror))(rgb_frame(scene(640, 480)))
+        assert result.shape == (224, 224, 3)
+        assert result.dtype == np.uint8
+        assert result.flags.c_contiguous
+        assert result.flags.writeable
+        assert result.base is None or result.base.nbytes == result.nbytes
+
+
+def test_other_sizes_keep_the_proportions() -> None:
+    assert Preprocessing.for_size(224) == Preprocessing()
+    small = Preprocessing.for_size(64, crop="center", mirror=True)
+    assert (small.resize, small.size, small.mirror) == ((97, 73), 64, True)
+    assert small.corner == (4, 16)
+    assert Preprocessor(small)(rgb_frame(scene(320, 240))).shape == (64, 64, 3)
+
+
+def test_fine_patterns_do_not_alias_when_shrunk() -> None:
+    checkers = ((np.indices((1080, 1920)).sum(0) % 2) * 255).astype(np.uint8)
+    result = Preprocessor()(rgb_frame(np.repeat(checkers[..., None], 3, 2)))
+    assert np.abs(result.astype(int) - 127).max() <= 8
+
+
+def test_a_frame_takes_one_scaling_pass_and_the_scaler_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Counting] = []
+
+    class Counting:
+        def __init__(self) -> None:
+            self.calls: list[dict[str, Any]] = []
+            self.real = av.video.reformatter.VideoReformatter()
+            made.append(self)
+
+        def reformat(self, frame: av.VideoFrame, **arguments: Any) -> av.VideoFrame:
+            assert frame.format.name == "yuv420p"
+            self.calls.append(arguments)
+            return self.real.reformat(frame, **arguments)
+
+    monkeypatch.setattr(module, "VideoReformatter", Counting)
+    preprocessor = Preprocessor()
+    for _ in range(5):
+        preprocessor(patch((100, 128, 128)))
+    (scaler,) = made
+    assert len(scaler.calls) == 5
+    assert all((call["width"], call["height"]) == (340, 256) for call in scaler.calls)
+
+
+def test_one_preprocessor_takes_frames_of_changing_size() -> None:
+    preprocessor = Preprocessor()
+    first = preprocessor(rgb_frame(scene(320, 240)))
+    preprocessor(patch((50, 128, 128), "yuv422p", (640, 480)))
+    np.testing.assert_array_equal(preprocessor(rgb_frame(scene(320, 240))), first)
+
+
+# -- colour
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p", "nv12", "yuv420p10le"])
+def test_tagged_colours_are_the_textbook_ones(matrix: str, full: bool, pixel_format: str) -> None:
+    preprocessor = Preprocessor()
+    for levels in PATCHES:
+        frame = patch(levels, pixel_format, (320, 240), MATRICES[matrix][2], FULL if full else LIMITED)
+        difference = preprocessor(frame) - textbook_rgb(levels, matrix, full)
+        assert np.abs(difference).max() <= 2, (levels, difference[0, 0])
+
+
+@pytest.mark.parametrize("pixel_format", ["yuvj420p", "yuvj422p", "yuvj444p"])
+def test_jpeg_formats_are_full_range_without_a_tag(pixel_format: str) -> None:
+    for levels in PATCHES:
+        result = Preprocessor()(patch(levels, pixel_format))
+        assert np.abs(result - textbook_rgb(levels, "bt601", True)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("size", "matrix"),
+    [
+        ((320, 240), "bt601"),
+        ((1278, 576), "bt601"),
+        ((720, 576), "bt601"),
+        ((1280, 720), "bt709"),
+        ((1280, 480), "bt709"),
+        ((720, 578), "bt709"),
+        ((1920, 1080), "bt709"),
+    ],
+)
+def test_untagged_colours_follow_the_size_as_in_players(size: tuple[int, int], matrix: str) -> None:
+    levels = (81, 90, 240)
+    assert colour_of(patch(levels, size=size)) == (matrix, False)
+    assert np.abs(Preprocessor()(patch(levels, size=size)) - textbook_rgb(levels, matrix, False)).max() <= 2
+
+
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+def test_the_matrix_of_untagged_streams_can_be_set(matrix: str) -> None:
+    levels = (81, 90, 240)
+    for size in ((320, 240), (1920, 1080)):
+        result = Preprocessor(Preprocessing(untagged=matrix))(patch(levels, size=size))
+        assert np.abs(result - textbook_rgb(levels, matrix, False)).max() <= 2
+        tagged = patch(levels, size=size, colorspace=MATRICES["bt2020"][2])
+        assert colour_of(tagged, matrix) == ("bt2020", False)
+
+
+def test_a_change_of_tags_between_frames_is_followed() -> None:
+    preprocessor = Preprocessor()
+    for matrix, full in (("bt601", False), ("bt709", True), ("bt709", False), ("bt601", True)):
+        frame = patch((120, 100, 150), "yuv420p", (320, 240), MATRICES[matrix][2], FULL if full else LIMITED)
+        assert np.abs(preprocessor(frame) - textbook_rgb((120, 100, 150), matrix, full)).max() <= 2
+
+
+@pytest.mark.parametrize("pixel_format", ["gray", "gray10le"])
+@pytest.mark.parametrize(("tag", "expected"), [(FULL, 100), (0, 100), (LIMITED, (100 - 16) * 255 / 219)])
+def test_grey_follows_its_range(pixel_format: str, tag: int, expected: float) -> None:
+    result = Preprocessor()(patch((100,), pixel_format, color_range=tag))
+    assert np.abs(result - expected).max() <= 1
+
+
+@pytest.mark.parametrize("pixel_format", ["rgb24", "bgr24", "gbrp", "bgra"])
+@pytest.mark.parametrize("size", [(320, 240), (1920, 1080)])
+def test_rgb_sources_stay_as_they_are(pixel_format: str, size: tuple[int, int]) -> None:
+    colour = np.zeros((size[1], size[0], 3), np.uint8) + np.array([200, 90, 30], np.uint8)
+    result = Preprocessor()(rgb_frame(colour).reformat(format=pixel_format))
+    assert np.abs(result.astype(int) - [200, 90, 30]).max() <= 1
+
+
+# -- the manifest
+
+
+def test_the_manifest_holds_everything() -> None:
+    for preprocessing in (
+        Preprocessing(),
+        Preprocessing.for_size(64, crop="bottom-right", mirror=True),
+        Preprocessing((300, 300), 256, "top-left", untagged="bt709"),
+    ):
+        manifest = json.loads(json.dumps(preprocessing.to_manifest()))
+        assert Preprocessing.from_manifest(manifest) == preprocessing
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"size": 0}, "size"),
+        ({"size": "224"}, "size"),
+        ({"size": True}, "size"),
+        ({"resize": [340]}, "resize"),
+        ({"resize": [340.0, 256]}, "resize"),
+        ({"resize": 340}, "resize"),
+        ({"resize": [340, 200]}, "resize"),
+        ({"crop": "centre"}, "crop"),
+        ({"crop": None}, "crop"),
+        ({"mirror": 1}, "mirror"),
+        ({"interpolation": "nearest"}, "interpolation"),
+        ({"untagged": "bt2020"}, "untagged"),
+        ({"mean": [0.5]}, "mean"),
+    ],
+)
+def test_wrong_manifests_are_refused_by_name(change: dict[str, object], names: str) -> None:
+    with pytest.raises(UserError, match=rf"preprocessing.*\b{names}\b"):
+        Preprocessing.from_manifest({**Preprocessing().to_manifest(), **change})
+
+
+def test_a_missing_key_is_refused_by_name() -> None:
+    manifest = Preprocessing().to_manifest()
+    del manifest["untagged"]
+    with pytest.raises(UserError, match=r"preprocessing.*'untagged'"):
+        Preprocessing.from_manifest(manifest)

@@ -1,0 +1,566 @@
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from tests.clips import Image, cut, number_of, numbered, spoil, write_clip, write_sound
+from vadrun.errors import UserError
+from vadrun.preprocessing import Preprocessing, Preprocessor
+from vadrun.sampling import Sampling
+from vadrun.video import Snippet, Video, find_videos, read_snippets
+
+SMALL = Preprocessing.for_size(64)
+INDEX_FIRST = {"movflags": "faststart"}
+EACH = Sampling(frames=1, pick="first")  # every frame a snippet of its own
+AV1 = next((name for name in ("libsvtav1", "libaom-av1") if name in av.codecs_available), None)
+
+CLIPS = [
+    ("h264.mp4", "libx264"),
+    ("h264.mkv", "libx264"),
+    ("h264.ts", "libx264"),
+    ("h264.flv", "libx264"),
+    ("h264.avi", "libx264"),
+    ("bare.h264", "libx264"),
+    ("hevc.mp4", "libx265"),
+    ("hevc.mkv", "libx265"),
+    ("vp9.webm", "libvpx-vp9"),
+    pytest.param("av1.mkv", AV1, marks=pytest.mark.skipif(AV1 is None, reason="no AV1 encoder")),
+    ("mpeg4.avi", "mpeg4"),
+    ("msmpeg4v2.avi", "msmpeg4v2"),
+    ("msmpeg4v3.avi", "msmpeg4"),
+    ("mpeg2.mpg", "mpeg2video"),
+]
+
+
+def numbers(path: Path, **arguments: Any) -> list[int]:
+    """The number on every frame."""
+    with Video(path, **arguments) as video:
+        return [number_of(snippet.images[0]) for snippet in video.snippets(EACH, SMALL)]
+
+
+def damage(path: Path) -> str | None:
+    with Video(path) as video:
+        for _ in video.frames():
+            pass
+        return video.damage
+
+
+# -- what is read
+
+
+@pytest.mark.parametrize(("name", "codec"), CLIPS)
+def test_every_codec_gives_all_frames_in_order_and_no_damage(tmp_path: Path, name: str, codec: str) -> None:
+    path = write_clip(tmp_path / name, 40, codec=codec)
+    with Video(path) as video:
+        snippets = list(video.snippets(EACH, SMALL))
+        assert [number_of(snippet.images[0]) for snippet in snippets] == list(range(40))
+        assert [snippet.start for snippet in snippets] == pytest.approx([index / 25 for index in range(40)], abs=1e-3)
+        assert video.damage is None
+        assert video.note is None
+        assert video.decoded == 40
+        assert video.info.codec == name.split(".")[0] or not name.startswith(("h264", "hevc", "vp9", "av1"))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("b.mp4", "libx264"), ("b.avi", "libx264"), ("b.avi", "mpeg4")])
+def test_b_frames_keep_their_order_and_times(tmp_path: Path, name: str, codec: str) -> None:
+    path = write_clip(tmp_path / name, 33, codec=codec, options={"bf": "2", "g": "12"})
+    with Video(path) as video:
+        times = [time for _, time, _ in video.frames()]
+    assert times == pytest.approx([index / 25 for index in range(33)], abs=1e-6)
+    assert numbers(path) == list(range(33))
+
+
+@pytest.mark.parametrize(
+    ("pick", "expected"),
+    [("first", [[0], [16], [32]]), ("middle", [[8], [24], [40]]), ("mean", [[*range(k, k + 16)] for k in (0, 16, 32)])],
+)
+def test_the_sampled_frames_are_exactly_the_right_ones(tmp_path: Path, pick: Any, expected: list[list[int]]) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 55)
+    sampling = Sampling(pick=pick)
+    snippets = list(read_snippets(path, sampling, SMALL))
+    assert [[number_of(image) for image in snippet.images] for snippet in snippets] == expected
+    for index, snippet in enumerate(snippets):
+        assert snippet.images.shape == (sampling.images_per_snippet, 64, 64, 3)
+        assert snippet.images.dtype == np.uint8
+        assert (snippet.index, snippet.short) == (index, False)
+        assert (snippet.start, snippet.end) == pytest.approx((index * 0.64, (index + 1) * 0.64))
+
+
+def test_by_time_frames_follow_the_clock(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "slow.mp4", 30, rate=10)
+    snippets = list(read_snippets(path, Sampling(by="time", seconds=0.5), SMALL))
+    assert [number_of(snippet.images[0]) for snippet in snippets] == [2, 7, 12, 17, 22, 27]
+    assert [snippet.start for snippet in snippets] == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
+
+
+def test_only_sampled_frames_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 50)
+    convert, converted = Preprocessor.__call__, []
+
+    def count(self: Preprocessor, frame: av.VideoFrame) -> Image:
+        converted.append(frame.pts)
+        return convert(self, frame)
+
+    monkeypatch.setattr(Preprocessor, "__call__", count)
+    assert len(list(read_snippets(path, Sampling(), SMALL))) == 3
+    assert len(converted) == 3
+    converted.clear()
+    assert len(list(read_snippets(path, Sampling(pick="mean"), SMALL))) == 3
+    assert len(converted) == len(set(converted)) == 50
+
+
+def test_variable_rates_have_the_streams_own_times(tmp_path: Path) -> None:
+    times = [0.0, 0.04, 0.08, 0.5, 0.9, 1.0, 1.3, 1.31, 2.0, 2.04]
+    for name in ("vfr.mp4", "vfr.mkv"):
+        path = write_clip(tmp_path / name, 10, times=times)
+        with Video(path) as video:
+            assert [time for _, time, _ in video.frames()] == pytest.approx(times, abs=1e-3)
+            assert video.damage is None
+        snippets = list(read_snippets(path, Sampling(frames=4, pick="first"), SMALL))
+        assert [(s.start, s.end) for s in snippets] == [pytest.approx((0.0, 0.9)), pytest.approx((0.9, 2.0))]
+
+
+def test_times_count_from_the_first_frame_and_the_absolute_start_is_kept(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "late.mkv", 10, times=[5.0 + index / 25 for index in range(10)])
+    with Video(path) as video:
+        assert video.info.start == pytest.approx(5.0)
+        assert next(iter(video)).time == 0.0
+
+
+def test_streams_without_timestamps_get_the_nominal_rate(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "bare.h264", 20)
+    with Video(path) as video:
+        assert next(iter(video)).frame.pts is None
+        assert video.info.duration is None
+    snippets = list(read_snippets(path, Sampling(frames=10), SMALL))
+    assert [s.start for s in snippets] == pytest.approx([0.0, 10 / 25])
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotated_videos_stand_upright(tmp_path: Path, degrees: int) -> None:
+    path = write_clip(tmp_path / "turned.mp4", 17, size=(200, 150), rotation=degrees)
+    with Video(path) as video:
+        assert video.info.rotation == degrees
+        assert (video.info.width, video.info.height) == ((200, 150) if degrees == 180 else (150, 200))
+        (snippet,) = video.snippets(Sampling(), SMALL)
+    (upright,) = read_snippets(write_clip(tmp_path / "upright.mp4", 17, size=(200, 150)), Sampling(), SMALL)
+    assert number_of(snippet.images[0]) == 8
+    assert np.abs(snippet.images.astype(int) - upright.images).mean() < 3
+
+
+def test_full_range_is_honoured(tmp_path: Path) -> None:
+    def grey(number: int, width: int, height: int) -> Image:
+        return np.full((height, width, 3), 250, np.uint8)
+
+    path = write_clip(tmp_path / "full.mkv", 16, pixel_format="yuvj420p", draw=grey)
+    with Video(path) as video:
+        assert (video.info.pixel_format, video.info.full_range) == ("yuvj420p", True)
+        (snippet,) = video.snippets(Sampling(), SMALL)
+    assert np.abs(snippet.images.astype(int) - 250).max() <= 2
+    with Video(write_clip(tmp_path / "limited.mkv", 16, draw=grey)) as video:
+        assert not video.info.full_range
+        (snippet,) = video.snippets(Sampling(), SMALL)
+    assert np.abs(snippet.images.astype(int) - 250).max() <= 2
+
+
+@pytest.mark.parametrize(("tag", "matrix"), [("bt709", "bt709"), ("smpte170m", "bt601")])
+def test_the_matrix_tag_is_honoured(tmp_path: Path, tag: str, matrix: str) -> None:
+    def green(number: int, width: int, height: int) -> Image:
+        return np.zeros((height, width, 3), np.uint8) + np.array([30, 180, 60], np.uint8)
+
+    options = {"x264-params": f"log-level=none:colormatrix={tag}", "qp": "10"}
+    path = write_clip(tmp_path / "tagged.mp4", 1, draw=green, options=options)
+    with Video(path) as video:
+        assert video.info.matrix == matrix
+        (snippet,) = video.snippets(Sampling(), SMALL)
+    # The clip's levels are BT.601 whatever its tag says, so BT.709 must give other colours.
+    error = np.abs(snippet.images.astype(int) - [30, 180, 60]).max()
+    assert error <= 3 if matrix == "bt601" else error > 8
+
+
+def test_interlaced_frames_are_scaled_whole(tmp_path: Path) -> None:
+    def combed(number: int, width: int, height: int) -> Image:
+        image = numbered(number, width, height)
+        image[::2] = np.roll(image, 6, axis=1)[::2]
+        return image
+
+    options = {"flags": "+ildct+ilme", "x264-params": "log-level=none:tff=1:qp=5"}
+    interlaced = write_clip(tmp_path / "i.mkv", 8, size=(320, 240), draw=combed, options=options)
+    options = {"x264-params": "log-level=none:qp=5"}
+    progressive = write_clip(tmp_path / "p.mkv", 8, size=(320, 240), draw=combed, options=options)
+    with Video(interlaced) as video:
+        assert next(iter(video)).frame.interlaced_frame
+    pairs = zip(read_snippets(interlaced, EACH), read_snippets(progressive, EACH), strict=True)
+    for one, other in pairs:
+        assert np.abs(one.images.astype(int) - other.images).mean() < 2
+
+
+def test_odd_sizes_work(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "odd.mkv", 20, size=(101, 77), codec="ffv1", pixel_format="yuv444p")
+    assert numbers(path) == list(range(20))
+    path = write_clip(tmp_path / "odd.webm", 20, size=(101, 77), codec="libvpx-vp9")
+    assert numbers(path) == list(range(20))
+
+
+def test_a_video_of_8_frames_gives_one_short_snippet_and_a_note(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "brief.mp4", 8, rate=3)
+    with Video(path) as video:
+        assert video.note is None
+        (snippet,) = video.snippets(Sampling(), SMALL)
+        assert snippet.short
+        assert number_of(snippet.images[0]) == 7
+        assert (snippet.start, snippet.end) == pytest.approx((0.0, 8 / 3), abs=1e-3)
+        assert video.note is not None
+        assert "8 frames" in video.note
+        assert video.damage is None
+    (snippet,) = read_snippets(path, Sampling(pick="mean"), SMALL)
+    assert [number_of(image) for image in snippet.images] == [*range(8), *[7] * 8]
+
+
+def test_sound_beside_the_picture_does_no_harm(tmp_path: Path) -> None:
+    for name in ("sound.mp4", "sound.mkv"):
+        path = write_clip(tmp_path / name, 10, audio=True)  # a second of sound, 0.4 s of picture
+        assert numbers(path) == list(range(10))
+        assert damage(path) is None
+
+
+def test_cover_pictures_are_not_taken_for_the_video(tmp_path: Path) -> None:
+    path = tmp_path / "covered.mp4"
+    with av.open(str(path), "w") as container:
+        cover: Any = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 640, 480, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        container.mux(cover.encode(av.VideoFrame(640, 480, "yuvj420p")))
+        for index in range(5):
+            frame = av.VideoFrame.from_ndarray(numbered(index, 160, 120), format="rgb24").reformat(format="yuv420p")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with Video(path) as video:
+        assert (video.info.codec, video.info.width) == ("h264", 160)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_the_number_of_threads_changes_no_pixel(tmp_path: Path, codec: str) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 30, codec=codec)
+    results = []
+    for threads in (1, 2, 5):
+        with Video(path, threads=threads) as video:
+            results.append([snippet.images for snippet in video.snippets(EACH, SMALL)])
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_what_is_known_of_a_video(tmp_path: Path) -> None:
+    with Video(write_clip(tmp_path / "clip.mp4", 50, rate=20, size=(320, 180))) as video:
+        info = video.info
+    assert info.to_json() == {
+        "codec": "h264",
+        "width": 320,
+        "height": 180,
+        "rate": 20.0,
+        "duration": 2.5,
+        "frames": 50,
+        "rotation": 0,
+        "pixel_format": "yuv420p",
+        "matrix": "bt601",
+        "full_range": False,
+        "start": 0.0,
+    }
+    assert json.loads(json.dumps(info.to_json())) == info.to_json()
+
+
+def test_a_snippet_can_drop_its_images() -> None:
+    snippet = Snippet(3, 1.0, 2.0, np.zeros((16, 8, 8, 3), np.uint8))
+    bare = snippet.without_images()
+    assert (bare.index, bare.start, bare.end, bare.images.shape) == (3, 1.0, 2.0, (0, 8, 8, 3))
+
+
+def test_a_video_is_read_once(tmp_path: Path) -> None:
+    with Video(write_clip(tmp_path / "clip.mp4", 5)) as video:
+        assert len(list(video)) == 5
+        with pytest.raises(RuntimeError, match="open it again"):
+            next(video.frames())
+    video.close()
+
+
+def test_leaving_early_closes_the_file(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 100)
+    with Video(path) as video:
+        for taken, _ in enumerate(video.snippets(Sampling(frames=4), SMALL)):
+            if taken == 3:
+                break
+    open_files = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    assert str(path.resolve()) not in open_files
+
+
+# -- damage
+
+
+@pytest.mark.parametrize("share", [0.4, 0.8])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("h264.mp4", "libx264"),
+        ("hevc.mp4", "libx265"),
+        ("h264.mkv", "libx264"),
+        ("vp9.webm", "libvpx-vp9"),
+        ("h264.flv", "libx264"),
+        ("mpeg4.avi", "mpeg4"),
+        ("h264.ts", "libx264"),
+    ],
+)
+def test_a_file_that_is_cut_short_gives_what_it_has_and_says_so(
+    tmp_path: Path, name: str, codec: str, share: float
+) -> None:
+    path = write_clip(tmp_path / name, 100, codec=codec, container_options=INDEX_FIRST if "mp4" in name else None)
+    whole = path.stat().st_size
+    cut(path, share)
+    if name.endswith(".ts") and path.stat().st_size % 188 == 0:  # no one can tell then
+        path.write_bytes(path.read_bytes()[:-50])
+    found = numbers(path)
+    # With B-frames the last pictures may lack some that are displayed before them and stored after.
+    assert found == sorted(set(found))
+    assert found[:-8] == list(range(len(found) - 8))
+    assert 10 < len(found) < 100
+    text = damage(path)
+    assert text is not None
+    assert str(path) in text
+    assert "it ends" in text
+    if name.endswith(("mkv", "webm", "avi")):
+        assert f"{path.stat().st_size:,} of {whole:,} bytes" in text
+
+
+def test_every_whole_frame_before_the_cut_is_read(tmp_path: Path) -> None:
+    # With B-frames and threads, the frames that are still in the decoder must not go with the incomplete packet.
+    path = write_clip(tmp_path / "clip.mp4", 100, container_options=INDEX_FIRST)
+    cut(path, 0.6)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert packets[-1].is_corrupt
+    for threads in (1, 4):
+        assert len(numbers(path, threads=threads)) == len(packets) - 1
+
+
+def test_damage_in_the_middle_does_not_end_the_reading(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 200, options={"g": "20"}, draw=_noisy)
+    spoil(path, 0.5, 400)
+    with Video(path) as video:
+        times = [time for _, time, _ in video.frames()]
+        assert times[-1] == pytest.approx(199 / 25)
+        assert 150 < len(times) <= 200
+        assert video.damage is not None
+        assert "from about 3." in video.damage or "from about 4." in video.damage
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.ts", "clip.avi"])
+def test_a_broken_stretch_is_told(tmp_path: Path, name: str) -> None:
+    codec = "mpeg4" if name.endswith("avi") else "libx264"
+    path = write_clip(tmp_path / name, 200, codec=codec, options={"g": "20"}, draw=_noisy)
+    spoil(path, 0.5, 5000)
+    with Video(path) as video:
+        times = [time for _, time, _ in video.frames()]
+        # AVI has no times: what comes after lost frames moves up.
+        assert len(times) > 150 if name.endswith("avi") else times[-1] > 7.5
+        assert video.damage is not None
+
+
+def test_frames_that_matroska_loses_in_silence_are_told(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.webm", 200, codec="libvpx-vp9", options={"g": "20"}, draw=_noisy)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 9000] = bytes(9000)
+    path.write_bytes(data)
+    text = damage(path)
+    assert text is not None
+    assert "its structure is broken" in text
+
+
+def test_a_fragmented_mp4_that_breaks_off_is_told(tmp_path: Path) -> None:
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    path = write_clip(tmp_path / "clip.mp4", 100, options={"g": "20"}, container_options=options)
+    assert damage(path) is None
+    data = bytearray(path.read_bytes())
+    third = [at for at in range(len(data)) if data[at : at + 4] == b"moof"][2]
+    data[third - 4 : third + 60] = np.random.default_rng(1).bytes(64)
+    path.write_bytes(data)
+    text = damage(path)
+    assert text is not None
+    assert "breaks off" in text
+
+
+def test_a_recording_that_is_joined_in_the_middle_is_not_damaged(tmp_path: Path) -> None:
+    for name, extra in (("closed", ""), ("open", ":open-gop=1:bframes=3")):
+        options = {"g": "25", "x264-params": f"log-level=none:scenecut=0{extra}"}
+        path = write_clip(tmp_path / f"{name}.ts", 150, options=options, draw=_noisy)
+        data = path.read_bytes()
+        path.write_bytes(data[int(len(data) * 0.3) // 188 * 188 :])
+        with Video(path) as video:
+            times = [time for _, time, _ in video.frames()]
+            assert 80 < len(times) < 115
+            assert times == pytest.approx([index / 25 for index in range(len(times))], abs=0.05)
+            assert video.damage is None
+
+
+def test_what_cameras_append_to_a_file_is_not_damage(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 20)
+    data = path.read_bytes()
+    for extra in (bytes(5000), b"\xff\x07\x00\x01cam!" * 100, b"\x00\x00\x40\x00free" + bytes(100)):
+        path.write_bytes(data + extra)
+        assert damage(path) is None
+        assert numbers(path) == list(range(20))
+
+
+def test_live_recordings_of_unknown_length_are_not_damage(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "live.mkv", 60, container_options={"live": "1"})
+    assert damage(path) is None
+
+
+# -- what is refused
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        Video(path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return text
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "none.mp4")
+    assert "is a folder" in refusal(tmp_path)
+
+
+def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.mp4"
+    path.write_text("this is not a video\n" * 100)
+    assert "cannot be opened as a video" in refusal(path)
+    path.write_bytes(b"")
+    assert "is empty" in refusal(path)
+    path.write_bytes(b"\0\0\0\x20ftypisom")
+    assert "cannot be opened as a video" in refusal(path)
+
+
+def test_sound_alone_is_refused(tmp_path: Path) -> None:
+    text = refusal(write_sound(tmp_path / "sound.mp4"))
+    assert "no video stream" in text
+    assert "audio" in text
+
+
+def test_an_mp4_without_its_index_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = cut(write_clip(tmp_path / "clip.mp4", 50), 0.5)  # the index comes last
+    assert "index is missing" in refusal(path)
+
+
+def test_a_video_without_a_picture_that_can_be_decoded_is_refused(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 10, container_options=INDEX_FIRST)
+    data = path.read_bytes()
+    start = data.index(b"mdat") + 4
+    path.write_bytes(data[:start] + b"\x11" * (len(data) - start))
+    assert "no picture in it can be decoded" in refusal(path)
+
+
+def test_files_that_may_not_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 5)
+
+    def deny(self: Path, *arguments: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", deny)  # modes do not bind root, who may run the tests
+    assert "permissions" in refusal(path)
+
+
+def test_names_that_look_like_addresses_are_files(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 5)
+    for name in ("cam:1.mp4", "Überwachung %d ä.mp4", "concat:a|b.mp4"):
+        assert numbers(path.rename(tmp_path / name)) == list(range(5))
+        path = tmp_path / name
+
+
+def test_a_playlist_in_disguise_reaches_no_network(tmp_path: Path) -> None:
+    path = tmp_path / "list.mp4"
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    refusal(path)
+
+
+def test_tags_that_are_not_utf8_do_no_harm(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mkv", 5)
+    data = path.read_bytes()
+    assert data.count(b"Lavf") >= 1
+    path.write_bytes(data.replace(b"Lavf", b"\xe9\xfc\xdf\xff"))
+    assert numbers(path) == list(range(5))
+
+
+# -- the rest
+
+
+def test_ffmpeg_writes_nothing_to_the_terminal(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 60, container_options=INDEX_FIRST, draw=_noisy)
+    cut(spoil(path, 0.3, 2000), 0.8)
+    code = (
+        "import sys; from vadrun.video import Video\n"
+        "with Video(sys.argv[1]) as video:\n    n = len(list(video.snippets()))\n    assert n and video.damage\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(by="time", seconds=0.5)], ids=["frames", "time"])
+def test_memory_does_not_grow_with_the_video(tmp_path: Path, sampling: Sampling) -> None:
+    still = numbered(0, 320, 240)
+    path = write_clip(
+        tmp_path / "long.mp4",
+        1500,
+        size=(320, 240),
+        options={"preset": "ultrafast"},
+        draw=lambda number, width, height: still,
+    )
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    gc.collect()
+    gc.disable()  # frames in reference cycles would wait for it
+    try:
+        with Video(path) as video:
+            sizes = [resident() for _ in video.snippets(sampling, SMALL)]
+    finally:
+        gc.enable()
+    growth = sizes[-1] - sizes[len(sizes) // 4]
+    assert growth < 15e6, f"{growth / 1e6:.0f} MB; the frames on the way have {1100 * 0.115:.0f} MB"
+
+
+def test_find_videos_looks_into_all_folders(tmp_path: Path) -> None:
+    for name in ("b.MP4", "a.mkv", "x/c.avi", "x/y/d.ts", "notes.txt", "._b.mp4", ".trash/e.mp4", "x/f.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.mp4").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)]
+    assert found == ["a.mkv", "b.MP4", "x/c.avi", "x/y/d.ts"]
+    with pytest.raises(UserError, match="not a folder"):
+        find_videos(tmp_path / "a.mkv")
+
+
+def _noisy(number: int, width: int, height: int) -> Image:
+    """A numbered picture that takes many bytes, so damage hits pictures."""
+    noise = np.random.default_rng(number).integers(-18, 19, (height, width, 1))
+    return np.asarray(np.clip(numbered(number, width, height) + noise, 0, 255), np.uint8)

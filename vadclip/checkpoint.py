@@ -1,0 +1,314 @@
+"""Checkpoints in and out: the authors' ``.pth`` files, and ``.safetensors`` that also tell what they are.
+
+Nothing in a checkpoint is ever executed, and weights are mapped from the file, not copied, wherever they are
+float32 already.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vadclip.clip import clip_sizes, count_blocks, pretrained
+from vadclip.config import ModelConfig
+from vadclip.model import VadCLIP
+from vadclip.presets import PRESETS, Anomaly, Preset, check_labels, get_preset
+from vadrun.errors import UserError
+from vadrun.files import sha256
+
+_FORMAT = "vadclip"
+_CLIP = "clipmodel."
+_VOCABULARY = 49408  # of OpenAI's tokenizer
+# Keys that tell the sizes of the head; without them a file is no VadCLIP checkpoint.
+_HEAD_SHAPED = (
+    "frame_position_embeddings.weight",
+    "text_prompt_embeddings.weight",
+    "temporal.resblocks.0.attn.in_proj_weight",
+    "gc1.weight",
+    "linear.weight",
+    "classifier.weight",
+)
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    dataset: str | Preset | None = None,
+    labels: Sequence[str] | None = None,
+    window: int | None = None,
+    heads: int | None = None,
+    anomaly: Anomaly | None = None,
+    mask_padding: bool = False,
+    clip: str | None = None,
+) -> VadCLIP:
+    """Read a VadCLIP model: float32, on the CPU, in evaluation mode, CLIP frozen.
+
+    Sizes come from the weights. An authors' ``.pth`` does not hold the labels, the window, the number of
+    heads and the scoring branch: they come from ``dataset``, and whatever is given beside it has precedence.
+    A file of :func:`save_checkpoint` holds them all, and again whatever is given has precedence.
+
+    Args:
+        path: ``.pth`` (a state dict, bare or under ``model_state_dict`` or ``state_dict``) or
+            ``.safetensors``.
+        dataset: ``ucf``, ``xd`` or a preset of your own.
+        labels: prompt labels, normal first.
+        window: attention window of the local module, in snippets.
+        heads: attention heads of the local module.
+        anomaly: the branch that gives the anomaly score.
+        mask_padding: exclude padded positions everywhere. A file that was saved with the mask keeps it.
+        clip: open_clip's tag of pretrained weights, such as ``openai``, for a file that holds no CLIP.
+
+    Raises:
+        UserError: the file or one of the settings cannot be used; the sentence says which and what to do.
+    """
+    path = Path(path)
+    preset = dataset if dataset is None or isinstance(dataset, Preset) else get_preset(dataset)
+    weights, saved = _read(path)
+    weights = _with_clip(path, _tensors(path, weights), clip)
+    layers = count_blocks(weights, "temporal.resblocks.")
+    if preset is not None and window is None:
+        _check_layers(path, preset, layers)
+    if labels is not None:
+        labels = check_labels(labels)
+    if saved is None and preset is None and (labels is None or window is None):
+        raise UserError(
+            f"{path} does not hold its labels and its attention window: name the dataset"
+            f" ({' or '.join(PRESETS)}), or give both"
+        )
+    chosen: dict[str, Any] = {"labels": labels, "window": window, "heads": heads, "anomaly": anomaly}
+    for name in chosen:
+        if chosen[name] is None and preset is not None:
+            chosen[name] = getattr(preset, name)
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if mask_padding:
+        chosen["mask_padding"] = True
+    try:
+        sizes = _sizes(weights, layers)
+        if saved is None:
+            config = ModelConfig(**sizes, **chosen)
+        else:
+            config = replace(saved, **chosen)
+            if replace(config, **sizes) != config:
+                raise UserError("its weights and its configuration say different sizes: save the model again")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+    with torch.device("meta"):
+        model = VadCLIP(config)
+    _check_shapes(path, weights, model)
+    weights = {key: value.to(torch.float32) for key, value in weights.items()}
+    _check_finite(path, weights)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
+
+
+def save_checkpoint(model: VadCLIP, path: str | Path) -> None:
+    """Write a model as ``.safetensors`` with its configuration, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    path = Path(path)
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    metadata = {"format": _FORMAT, "config": model.config.to_json()}
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(weights, temporary, metadata=metadata)
+        temporary.chmod(mode)  # safetensors leaves 0600, which other users could not read
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({error}): name a file in a writable folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def checkpoint_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a checkpoint file's bytes.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = Path(path)
+    _check_file(path)
+    return sha256(path)
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a checkpoint file")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: name a checkpoint file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a readable file") from error
+
+
+def _read(path: Path) -> tuple[object, ModelConfig | None]:
+    """What the file holds, by its first bytes rather than its name, and the configuration if it has ours."""
+    _check_file(path)
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    # First, because the length that a .safetensors file begins with may look like one of the other two.
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return _read_safetensors(path)
+    if start[:2] == b"PK":
+        return _read_archive(path), None
+    if start[:1] == b"\x80":  # what pickles begin with: torch.save before 1.6, or pickle.dump
+        return _unpickle(path, mmap=False), None
+    raise UserError(f"{path} is not a checkpoint: name a .pth file of torch.save or a .safetensors file")
+
+
+def _read_safetensors(path: Path) -> tuple[object, ModelConfig | None]:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            weights = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (it is no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no .safetensors file ({error}): get it again") from error
+    if metadata.get("format") != _FORMAT:
+        return weights, None
+    try:
+        return weights, ModelConfig.from_json(metadata.get("config", ""))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read_archive(path: Path) -> object:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.rpartition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is damaged or incomplete ({error}): get it again") from error
+    if "constants.pkl" in members:
+        raise UserError(f"{path} is a TorchScript program, not a checkpoint: name a file of weights")
+    if "data.pkl" not in members:
+        raise UserError(f"{path} is a zip archive without weights: name a file of torch.save")
+    return _unpickle(path, mmap=True)
+
+
+def _unpickle(path: Path, mmap: bool) -> object:
+    try:
+        with _plain_numbers():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names {found[1]}" if found else "it was not written by torch.save"
+        raise UserError(
+            f"{path} is a pickle that may run code ({what}) and was refused unread: save its state dict alone"
+        ) from error
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise UserError(f"{path} is damaged ({type(error).__name__}): get it again") from error
+
+
+def _plain_numbers() -> AbstractContextManager[object]:
+    """Let NumPy numbers through: the authors' training checkpoints hold their best score as one."""
+    # The (object, name) pairs below came to torch with this function, in 2.6.
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        return nullcontext()
+    scalar = np.float64(0).__reduce__()[0]
+    return torch.serialization.safe_globals(
+        [
+            (scalar, "numpy.core.multiarray.scalar"),  # written under NumPy 1
+            (scalar, "numpy._core.multiarray.scalar"),
+            np.dtype,
+            *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
+        ]
+    )
+
+
+def _tensors(path: Path, loaded: object) -> dict[str, Tensor]:
+    """The floating-point state dict in what a file holds, without wrappings."""
+    for wrapping in ("model_state_dict", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapping), Mapping):
+            loaded = loaded[wrapping]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise UserError(f"{path} holds no state dict ({type(loaded).__name__}): name a VadCLIP checkpoint")
+    weights: dict[str, Tensor] = {}
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor) or not value.is_floating_point():
+            raise UserError(f"{path} is not a VadCLIP checkpoint: its entry {key!r} is no weight")
+        # torch.nn.DataParallel puts "module." before every key.
+        weights[key.removeprefix("module.")] = value
+    if missing := [key for key in _HEAD_SHAPED if key not in weights]:
+        raise UserError(f"{path} is not a VadCLIP checkpoint: it has no {_some(missing)}")
+    return weights
+
+
+def _with_clip(path: Path, weights: dict[str, Tensor], tag: str | None) -> dict[str, Tensor]:
+    if any(key.startswith(_CLIP) for key in weights):
+        return weights
+    if tag is None:
+        raise UserError(
+            f"{path} holds no CLIP (no {_CLIP}* weights): name pretrained CLIP weights to use with it, such as 'openai'"
+        )
+    return {**weights, **{_CLIP + key: value for key, value in pretrained(tag).state_dict().items()}}
+
+
+def _check_layers(path: Path, preset: Preset, layers: int) -> None:
+    if layers == preset.layers:
+        return
+    others = [other.name for other in PRESETS.values() if other.layers == layers]
+    hint = f"it fits the dataset {others[0]!r}, " if others else ""
+    raise UserError(
+        f"{path} has {layers} temporal layer(s), but the dataset {preset.name!r} expects {preset.layers}:"
+        f" {hint}or give the attention window to use it all the same"
+    )
+
+
+def _sizes(weights: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
+    """The entries of a ModelConfig that the weights tell."""
+    position = weights["frame_position_embeddings.weight"]
+    if position.ndim != 2:
+        raise UserError(f"'frame_position_embeddings.weight' is {list(position.shape)}, expected 2 axes")
+    positions, embed_dim = position.shape
+    inner = {key.removeprefix(_CLIP): value for key, value in weights.items() if key.startswith(_CLIP)}
+    clip, clip_dim = clip_sizes(inner)
+    if clip_dim != embed_dim:
+        raise UserError(f"its CLIP gives features of width {clip_dim}, but its head takes {embed_dim}")
+    if clip.vocab != _VOCABULARY:
+        raise UserError(f"its CLIP knows {clip.vocab} tokens, but OpenAI's tokenizer has {_VOCABULARY}")
+    return {"embed_dim": embed_dim, "positions": positions, "layers": layers, "clip": clip}
+
+
+def _check_shapes(path: Path, weights: Mapping[str, Tensor], model: VadCLIP) -> None:
+    expected = model.state_dict()
+    if missing := [key for key in expected if key not in weights]:
+        raise UserError(f"{path} is not a whole VadCLIP checkpoint: it has no {_some(missing)}")
+    if unknown := [key for key in weights if key not in expected]:
+        raise UserError(f"{path} is not a VadCLIP checkpoint: it also has {_some(unknown)}")
+    for key, value in expected.items():
+        if weights[key].shape != value.shape:
+            raise UserError(
+                f"{path} has sizes that do not fit each other: {key!r} is {list(weights[key].shape)},"
+                f" but the other weights call for {list(value.shape)}"
+            )
+
+
+def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    for key, value in weights.items():
+        # NaN and inf come through to the extremes; isfinite of every weight would take memory for each.
+        if not torch.stack(torch.aminmax(value)).isfinite().all():
+            raise UserError(f"{path} has NaN or infinite weights in {key!r}: use an earlier checkpoint")
+
+
+def _some(keys: Iterable[str]) -> str:
+    """The first three keys and how many more there are."""
+    keys = list(keys)
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(repr(key) for key in keys[:3]) + more

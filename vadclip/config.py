@@ -1,0 +1,146 @@
+"""What a VadCLIP model is made of, as plain data that JSON can carry."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from vadclip.presets import ANOMALY_BRANCHES, Anomaly, check_labels
+from vadrun.errors import UserError
+
+_Config = TypeVar("_Config", "ClipConfig", "ModelConfig")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a CLIP model with a vision transformer; the defaults are ViT-B/16.
+
+    Raises:
+        UserError: a size is not a positive whole number, or does not fit another one.
+    """
+
+    image_size: int = 224
+    patch: int = 16
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    context: int = 77
+    vocab: int = 49408
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            _whole(f"clip.{entry.name}", getattr(self, entry.name), least=1)
+        _divides("clip.patch", self.patch, "clip.image_size", self.image_size)
+        _divides("clip.vision_heads", self.vision_heads, "clip.vision_width", self.vision_width)
+        _divides("clip.text_heads", self.text_heads, "clip.text_width", self.text_width)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A VadCLIP model without its weights.
+
+    Attributes:
+        embed_dim: d, the width of CLIP's features and of the whole head.
+        window: attention window of the local module, in snippets.
+        layers: transformer layers of the local module.
+        labels: prompt labels, normal first.
+        anomaly: the branch that gives the anomaly score.
+        heads: attention heads of the local module.
+        positions: T, how many snippets the head sees at once.
+        prompt_prefix: learned tokens before the label (Eq. 5).
+        prompt_postfix: learned tokens after it.
+        mask_padding: exclude padded positions everywhere; off in the released models.
+        temperature: tau of Eq. 8, by which the alignment is divided.
+        clip: sizes of the CLIP model inside.
+
+    Raises:
+        UserError: a value is of the wrong type, out of range, or does not fit another one.
+    """
+
+    embed_dim: int
+    window: int
+    layers: int
+    labels: tuple[str, ...]
+    anomaly: Anomaly = "confidence"
+    heads: int = 1
+    positions: int = 256
+    prompt_prefix: int = 10
+    prompt_postfix: int = 10
+    mask_padding: bool = False
+    temperature: float = 0.07
+    clip: ClipConfig = field(default_factory=ClipConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "window", "layers", "heads", "positions"):
+            _whole(name, getattr(self, name), least=1)
+        for name in ("prompt_prefix", "prompt_postfix"):
+            _whole(name, getattr(self, name), least=0)
+        _divides("heads", self.heads, "embed_dim", self.embed_dim)
+        _divides("2, the number of graph branches", 2, "embed_dim", self.embed_dim)
+        object.__setattr__(self, "labels", check_labels(self.labels))
+        if self.anomaly not in ANOMALY_BRANCHES:
+            raise UserError(f"anomaly is {self.anomaly!r}: use one of {', '.join(ANOMALY_BRANCHES)}")
+        if not isinstance(self.mask_padding, bool):
+            raise UserError(f"mask_padding is {self.mask_padding!r}: use true or false")
+        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if not (number and 0 < self.temperature < math.inf):
+            raise UserError(f"temperature is {self.temperature!r}: use a number above 0")
+        if not isinstance(self.clip, ClipConfig):
+            raise UserError(f"clip is {self.clip!r}: use the sizes of a CLIP model")
+        if self.label_tokens < 1:
+            raise UserError(
+                f"{self.prompt_prefix} + {self.prompt_postfix} prompt tokens leave no room for a label"
+                f" in CLIP's context of {self.clip.context}: use fewer"
+            )
+
+    @property
+    def label_tokens(self) -> int:
+        """How many tokens a label may have: the context less start, end and the learned prompt."""
+        return self.clip.context - 2 - self.prompt_prefix - self.prompt_postfix
+
+    def to_json(self) -> str:
+        """The configuration as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            UserError: not a JSON object, an entry is unknown or missing, or a value does not pass the checks.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"the model configuration is not JSON ({error}); save the model again") from error
+        values = _entries(cls, data, "the model configuration")
+        if "clip" in values:
+            values["clip"] = ClipConfig(**_entries(ClipConfig, values["clip"], "its entry 'clip'"))
+        return cls(**values)
+
+
+def _entries(kind: type[_Config], data: Any, name: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise UserError(f"{name} is not a JSON object; save the model again")
+    known = {entry.name: entry.default is MISSING and entry.default_factory is MISSING for entry in fields(kind)}
+    if unknown := sorted(set(data) - set(known)):
+        raise UserError(f"{name} has the unknown entry {unknown[0]!r}; it was made by another version")
+    if missing := [key for key, required in known.items() if required and key not in data]:
+        raise UserError(f"{name} has no entry {missing[0]!r}; save the model again")
+    return dict(data)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name} is {value!r}: use a whole number of at least {least}")
+
+
+def _divides(name: str, divisor: int, whole_name: str, whole: int) -> None:
+    if whole % divisor:
+        what = name if name[0].isdigit() else f"{name} {divisor}"
+        raise UserError(f"{whole_name} {whole} is not a multiple of {what}: use a number that divides it")
