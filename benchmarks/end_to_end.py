@@ -210,11 +210,12 @@ def main() -> int:
     print(report(("vadrun", "reference"), (mine, theirs), reference.count))
     faster = measure.ratios([run.wall for run in theirs], [run.wall for run in mine])
     print(f"vadrun is {measure.spread(faster, 2)} times as fast, within each round; its parts overlap in time")
-    for name, anomaly, classes in (("own frames", one.anomaly, one.classes), ("", same.anomaly, same.alignment)):
+    for name, anomaly, classes in (
+        ("each side with its own frames", one.anomaly, one.classes),
+        ("both with the reference's frames", same.anomaly, same.alignment),
+    ):
         a_max, c_max = (float(np.abs(x - y).max()) for x, y in ((anomaly, other.anomaly), (classes, other.classes)))
-        print(
-            f"scores, {name or 'the same frames on both sides'}: anomaly differs by {a_max:.1e}, classes by {c_max:.1e}"
-        )
+        print(f"scores, {name}: anomaly differs by {a_max:.1e}, classes by {c_max:.1e}")
     return 0
 
 

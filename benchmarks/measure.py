@@ -98,9 +98,9 @@ def run(command: Sequence[str]) -> Run:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """``median (smallest to largest)``."""
-    if not values:
-        return "-"
+    """``median (smallest to largest)``; of one value that value."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else "-"
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 

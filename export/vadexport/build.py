@@ -152,6 +152,8 @@ def _check_place(options: BuildOptions) -> None:
         return
     if not options.force:
         raise UserError(f"{options.out} exists already: give --force to replace it, or another --out")
+    if not options.out.is_dir():
+        raise UserError(f"{options.out} is a file: give a folder to --out")
     if not (options.out / "manifest.json").is_file() and any(options.out.iterdir()):
         # --force is for bundles; it must not cost anyone a folder of something else.
         raise UserError(f"{options.out} is not a bundle and not empty, so it is not replaced: give another --out")

@@ -124,6 +124,7 @@ class Preprocessor:
     def __init__(self, preprocessing: Preprocessing | None = None) -> None:
         self.preprocessing = preprocessing or Preprocessing()
         self._reformatter = VideoReformatter()
+        self._colour: tuple[str, bool] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """RGB uint8 [size,size,3], contiguous, of a frame of any size and pixel format.
@@ -134,6 +135,10 @@ class Preprocessor:
         turns = quarter_turns(frame)
         width, height = wanted.resize if turns % 2 == 0 else wanted.resize[::-1]
         matrix, full = colour_of(frame, wanted.untagged)
+        if self._colour not in (None, (matrix, full)):
+            # Up to PyAV 16 a scaler that has seen another matrix does not go back to BT.601.
+            self._reformatter = VideoReformatter()
+        self._colour = matrix, full
         # Until FFmpeg 8 grey follows its range tag, since then it is always taken for full range.
         grey_limited = _is_grey(frame) and not full
         source_range = _FULL if full or grey_limited else _LIMITED

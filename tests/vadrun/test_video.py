@@ -238,7 +238,7 @@ def test_cover_pictures_are_not_taken_for_the_video(tmp_path: Path) -> None:
     with av.open(str(path), "w") as container:
         cover: Any = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 640, 480, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         stream: Any = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
         container.mux(cover.encode(av.VideoFrame(640, 480, "yuvj420p")))

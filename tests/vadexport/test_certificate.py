@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.vadrun.test_bundle import rehash
+from vadexport import certificate
+from vadexport.probe import Probe
+from vadrun import Bundle, Engine, UserError, backends
+
+
+def spoil(root: Path, name: str, constant: str, factor: float) -> None:
+    """Multiply one constant of a graph and make the manifest agree."""
+    graph = onnx.load(root / name)
+    for tensor in graph.graph.initializer:
+        if tensor.name == constant:
+            value = numpy_helper.to_array(tensor) * np.float32(factor)
+            tensor.CopyFrom(numpy_helper.from_array(value, constant))
+            break
+    else:
+        raise AssertionError(f"{name} has no constant {constant}")
+    onnx.save(graph, root / name)
+    rehash(root, name)
+
+
+def test_every_backend_is_checked_and_passes(bundles: dict[str, Path]) -> None:
+    verification = certificate.verify(bundles["xd"])
+    assert verification.passed
+    seen = {(check.artifact, check.backend) for check in verification.checks}
+    for backend in ("onnxruntime:cpu", "openvino:cpu"):
+        assert {(artifact, backend) for artifact in ("encoder", "head", "chain")} <= seen
+    for check in verification.checks:
+        assert check.cosine_min is None or check.cosine_min > 0.99999
+        assert check.score_max is None or check.score_max < 1e-4
+        assert check.events_gained in (None, 0) and check.events_lost in (None, 0)
+
+
+def test_the_build_leaves_a_certificate_of_this_machine(bundles: dict[str, Path]) -> None:
+    value = json.loads((bundles["ucf"] / "certificate.json").read_text())
+    assert value["bundle"] == Bundle.open(bundles["ucf"]).sha256
+    (run,) = value["runs"]
+    assert run["passed"] is True
+    assert run["machine"] == certificate.machine()
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "factor", "failing"),
+    [
+        ("encoder.fp32.onnx", "blocks.1/mlp/c_fc.weight", 1.05, {"encoder", "chain"}),
+        ("head.onnx", "confidence/ffn/c_fc.weight", 1.5, {"head", "chain"}),
+        ("head.onnx", "global/linear.weight", 1.5, {"head", "chain"}),
+        ("encoder.fp32.onnx", "ln_post.weight", float("nan"), {"encoder", "chain"}),
+        ("head.onnx", "position", float("nan"), {"head", "chain"}),
+    ],
+)
+def test_a_wrong_graph_fails_where_it_is_wrong(
+    bundle_copy: Path, name: str, constant: str, factor: float, failing: set[str]
+) -> None:
+    spoil(bundle_copy, name, constant, factor)
+    verification = certificate.verify(bundle_copy)
+    assert not verification.passed
+    assert {check.artifact for check in verification.checks if not check.passed} == failing
+    json.dumps(verification.to_json(), allow_nan=False)
+
+
+def test_events_that_appear_or_vanish_are_counted(bundle_copy: Path) -> None:
+    probe = Probe.load(bundle_copy / "probe.npz")
+    raised = Probe(**(vars(probe) | {"track_logits": probe.track_logits * 0 - 9.0, "logits": probe.logits * 0 + 9.0}))
+    with Engine.load(bundle_copy, "onnxruntime") as engine:
+        truth = {check.artifact: check for check in certificate.check_engine(engine, probe)}
+        wrong = {check.artifact: check for check in certificate.check_engine(engine, raised)}
+    assert (truth["chain"].events_gained, truth["chain"].events_lost) == (0, 0)
+    assert wrong["head"].events_lost == 0
+    assert (wrong["chain"].events_gained, wrong["chain"].events_lost) in {(0, 0), (0, 1)}
+    assert not wrong["chain"].passed and not wrong["head"].passed
+
+
+def test_another_machine_keeps_its_run_and_the_same_one_replaces_it(bundle_copy: Path) -> None:
+    sha = Bundle.open(bundle_copy).sha256
+    path = bundle_copy / "certificate.json"
+    value = json.loads(path.read_text())
+    value["runs"][0]["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(value))
+    verification = certificate.verify(bundle_copy)
+    for _ in range(2):
+        certificate.write(bundle_copy, verification, sha)
+    runs = json.loads(path.read_text())["runs"]
+    assert [run["machine"]["cpu"] for run in runs] == ["another", certificate.machine()["cpu"]]
+
+
+def test_a_certificate_of_another_bundle_is_not_kept(bundle_copy: Path) -> None:
+    path = bundle_copy / "certificate.json"
+    value = json.loads(path.read_text())
+    value["bundle"] = "0" * 64
+    value["runs"][0]["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(value))
+    certificate.write(bundle_copy, certificate.verify(bundle_copy), Bundle.open(bundle_copy).sha256)
+    assert len(json.loads(path.read_text())["runs"]) == 1
+
+
+def test_the_table_says_what_failed(bundle_copy: Path) -> None:
+    spoil(bundle_copy, "head.onnx", "global/linear.weight", 1.5)
+    lines = certificate.verify(bundle_copy).table().splitlines()
+    assert lines[0].split()[:3] == ["artifact", "backend", "precision"]
+    assert {line.split()[0] for line in lines if line.endswith("FAIL")} == {"head", "chain"}
+    assert {line.split()[0] for line in lines if line.endswith("pass")} == {"encoder"}
+
+
+def test_without_a_backend_nothing_can_be_said(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "available", lambda: [])
+    with pytest.raises(UserError, match="no backend is installed"):
+        certificate.verify(bundles["ucf"])

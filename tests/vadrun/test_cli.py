@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import clips
+from vadrun import Bundle
+from vadrun.cli import main
+
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips.write_clip(tmp_path_factory.mktemp("clips") / "door.mp4", 16 * 6)
+
+
+@pytest.fixture
+def engine(bundles: dict[str, Path]) -> str:
+    return str(bundles["xd"])  # its scores are neither all 0 nor all 1
+
+
+def run(engine: str, *arguments: object) -> int:
+    return main([str(argument) for argument in arguments] + ["--engine", engine, "--backend", "onnxruntime:cpu"])
+
+
+def refused(capsys: Printed, code: int) -> str:
+    """The one sentence of a command that had to refuse."""
+    assert code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vadrun: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_results_on_disk(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    assert run(engine, clip, "--out", tmp_path / "out", "--threshold", 0.001, "--min-length", 0) == 0
+    folder = tmp_path / "out" / "door"
+    assert sorted(path.name for path in folder.iterdir()) == ["events.jsonl", "result.json", "scores.csv"]
+    bundle = Bundle.open(engine)
+    with (folder / "scores.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["snippet", "start", "end", "anomaly", *bundle.model.labels]
+    assert [int(row["snippet"]) for row in rows] == list(range(6))
+    assert [float(row["start"]) for row in rows] == pytest.approx([0.64 * i for i in range(6)], abs=1e-3)
+    for row in rows:
+        assert 0 <= float(row["anomaly"]) <= 1
+        assert sum(float(row[label]) for label in bundle.model.labels) == pytest.approx(1, abs=1e-4)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["bundle"]["sha256"] == bundle.sha256
+    assert result["backend"]["name"] == "onnxruntime"
+    assert set(result["versions"]) == {"vadclip-edge", "numpy", "av", "onnxruntime"}
+    assert result["snippets"] == 6 and result["timings"]["wall"] > 0
+    assert result["rule"]["threshold"] == 0.001
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert events == result["events"] != []
+    printed = capsys.readouterr().out
+    assert "start" in printed and events[0]["label"] in printed and f"results in {tmp_path / 'out'}" in printed
+
+
+def test_json_is_all_there_is_on_stdout(engine: str, clip: Path, capsys: Printed) -> None:
+    assert run(engine, clip, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [video["source"] for video in document["videos"]] == [str(clip)]
+    assert document["errors"] == []
+
+
+def test_quiet_says_nothing_on_stderr(engine: str, clip: Path, capsys: Printed) -> None:
+    assert run(engine, clip, "--quiet") == 0
+    assert capsys.readouterr().err == ""
+    assert run(engine, clip) == 0
+    assert "onnxruntime:cpu fp32" in capsys.readouterr().err  # what was taken, and why
+
+
+def test_folders_and_equal_names(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    for name in ("a/door.mp4", "b/door.mp4", "b/door.mkv", "b/yard.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(clip.read_bytes())
+    (tmp_path / "b" / "notes.txt").write_text("not a video")
+    assert run(engine, tmp_path / "a", tmp_path / "b", clip.parent, "--out", tmp_path / "out", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["videos"]) == 5
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["door.mkv", "door.mp4", "door.mp4-2", "door.mp4-3", "yard"]
+    for video in names:
+        assert (tmp_path / "out" / video / "scores.csv").exists()
+
+
+def test_a_second_run_replaces_the_first(engine: str, clip: Path, tmp_path: Path) -> None:
+    for threshold in (0.3, 0.4):
+        assert run(engine, clip, "--out", tmp_path, "--threshold", threshold) == 0
+        assert json.loads((tmp_path / "door" / "result.json").read_text())["rule"]["threshold"] == threshold
+    assert [path.name for path in tmp_path.iterdir()] == ["door"]
+
+
+def test_other_peoples_folders_are_not_replaced(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    (tmp_path / "door").mkdir()
+    (tmp_path / "door" / "photo.jpg").touch()
+    sentence = refused(capsys, run(engine, clip, "--out", tmp_path))
+    assert "is not a result of vadrun" in sentence
+    assert [path.name for path in (tmp_path / "door").iterdir()] == ["photo.jpg"]
+
+
+def test_a_damaged_video_is_code_one(engine: str, tmp_path: Path, capsys: Printed) -> None:
+    whole = clips.write_clip(tmp_path / "whole.mp4", 160, container_options={"movflags": "faststart"})
+    path = clips.cut(whole, 0.6)
+    assert run(engine, path, "--out", tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert f"vadrun: warning: {path} is damaged" in printed.err
+    folder = tmp_path / "out" / path.stem
+    result = json.loads((folder / "result.json").read_text())
+    assert result["damage"] is not None
+    assert len((folder / "scores.csv").read_text().splitlines()) == 1 + result["snippets"] > 1
+
+
+def test_one_bad_file_does_not_cost_the_others(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("I am text")
+    assert run(engine, bad, clip, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "bad.mp4 cannot be opened as a video" in printed.err
+    assert "1 of 2 videos could not be read" in printed.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["door"]
+
+
+def test_inputs_that_cannot_be_used(
+    engine: str, clip: Path, tmp_path: Path, capsys: Printed, bundle_copy: Path
+) -> None:
+    sound = clips.write_sound(tmp_path / "sound.mp4")
+    assert "does not exist" in refused(capsys, run(engine, tmp_path / "nothing.mp4"))
+    assert "has no video stream" in refused(capsys, run(engine, sound))
+    (tmp_path / "empty").mkdir()
+    assert "holds no video files" in refused(capsys, run(engine, tmp_path / "empty"))
+    assert "is not a bundle" in refused(capsys, run(str(tmp_path), clip))
+    assert "does not exist" in refused(capsys, run(str(tmp_path / "nowhere"), clip))
+    assert "threshold is 2" in refused(capsys, run(engine, clip, "--threshold", 2))
+    assert "is a file: give a folder to --out" in refused(capsys, run(engine, clip, "--out", sound))
+    assert "there is no backend 'tflite'" in refused(
+        capsys, main([str(clip), "--engine", engine, "--backend", "tflite"])
+    )
+    (bundle_copy / "text.npy").write_bytes(b"")
+    assert "text.npy is not the file that was built" in refused(capsys, run(str(bundle_copy), clip))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_place_on_disk(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    tmp_path.chmod(0o500)
+    assert "cannot write to" in refused(capsys, run(engine, clip, "--out", tmp_path / "out"))
+
+
+def test_an_unwritable_place(engine: str, clip: Path, capsys: Printed) -> None:
+    assert "cannot write to" in refused(capsys, run(engine, clip, "--out", "/proc/nowhere"))
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = """
+import sys, vadrun
+from vadrun.cli import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert end.code == 0
+heavy = {"numpy", "av", "torch", "onnx", "onnxruntime", "openvino"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_running_never_imports_torch(engine: str, clip: Path) -> None:
+    code = f"""
+import sys
+for name in ("torch", "onnx", "open_clip", "safetensors", "torchvision", "vadclip", "vadexport"):
+    sys.modules[name] = None
+from vadrun.cli import main
+assert main([{str(clip)!r}, "--engine", {engine!r}, "--backend", "onnxruntime:cpu"]) == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_terminating_a_run_leaves_no_half_results(engine: str, tmp_path: Path) -> None:
+    long = clips.write_clip(tmp_path / "long.mp4", 4000, size=(320, 240))
+    command = [sys.executable, "-u", "-m", "vadrun.cli", str(long), "--engine", engine]
+    command += ["--out", str(tmp_path / "out"), "--backend", "onnxruntime:cpu", "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # loaded; the video has begun
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode in (143, -15)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == []
