@@ -25,6 +25,7 @@ def main() -> int:
     p.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
     a = p.parse_args()
     print(measure.machine("torch", "open_clip_torch", "onnx", "onnxruntime", "openvino"))
+    others = measure.Others()
     print(f"checkpoint of {a.checkpoint.stat().st_size / 2**20:.0f} MiB")
     runs: dict[str, list[measure.Run]] = {name: [] for name in ("imports alone", *a.precision)}
     sizes = {}
@@ -47,6 +48,7 @@ def main() -> int:
         for label, found in runs.items()
     ]
     print(table(["build", "wall s", "peak MiB", "bundle MiB"], rows, right=(1, 2, 3)))
+    print(others)
     return 0
 
 

@@ -149,9 +149,10 @@ def main() -> int:
     probe = Probe.load(bundle.path("probe")).frames
     frames = np.ascontiguousarray(probe[np.arange(a.batch) % len(probe)])
     print(measure.machine("torch", "open_clip_torch", "onnxruntime", "openvino", "numpy"))
+    others = measure.Others()
     size = bundle.model.image_size
-    others = a.threads or "their own choice (one to a core)"
-    print(f"batch {a.batch} of {size}x{size}; threads: torch {torch.get_num_threads()}, others {others}")
+    theirs = a.threads or "their own choice (one to a core)"
+    print(f"batch {a.batch} of {size}x{size}; threads: torch {torch.get_num_threads()}, others {theirs}")
     with ExitStack() as stack:
         # The bfloat16 copies live until the outermost autocast ends.
         stack.enter_context(torch.autocast("cpu", enabled=False))
@@ -164,6 +165,7 @@ def main() -> int:
     )
     if not measure.has_bfloat16():
         print("no bfloat16 instructions here: autocast is emulated, and no backend offers bf16")
+    print(others)
     return 0
 
 

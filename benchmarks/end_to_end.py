@@ -178,6 +178,7 @@ def main() -> int:
     p.add_argument("--grab", action="store_true", help="let the reference skip converting frames that are not sampled")
     a = p.parse_args()
     print(measure.machine("torch", "open_clip_torch", "opencv-python-headless", "pillow", "openvino", "av"))
+    others = measure.Others()
 
     began = time.perf_counter()
     engine = Engine.load(a.bundle, a.backend, precision=a.precision, batch=a.batch)
@@ -216,6 +217,7 @@ def main() -> int:
     ):
         a_max, c_max = (float(np.abs(x - y).max()) for x, y in ((anomaly, other.anomaly), (classes, other.classes)))
         print(f"scores, {name}: anomaly differs by {a_max:.1e}, classes by {c_max:.1e}")
+    print(others)
     return 0
 
 

@@ -97,6 +97,32 @@ def run(command: Sequence[str]) -> Run:
     return Run(seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), output)
 
 
+class Others:
+    """How busy other processes keep the processor from here on; they make times longer and wider spread."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def __str__(self) -> str:
+        """One sentence; empty where the system does not tell."""
+        if self._began is None or (now := self._now()) is None:
+            return ""
+        whole, all_busy, own = (b - a for a, b in zip(self._began, now, strict=True))
+        share = max(0.0, all_busy - own) / max(whole, 1e-9)
+        return f"other processes took {share:.0%} of the processor meanwhile"
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds of all cores so far: in all, busy, and busy with this process and its finished children."""
+        try:
+            numbers = [int(n) for n in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
+        except OSError:
+            return None
+        ticks = os.sysconf("SC_CLK_TCK")
+        idle = numbers[3] + numbers[4]
+        return sum(numbers) / ticks, (sum(numbers) - idle) / ticks, sum(os.times()[:4])
+
+
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """``median (smallest to largest)``; of one value that value."""
     if len(values) < 2:

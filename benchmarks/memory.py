@@ -26,6 +26,7 @@ def main() -> int:
     p.add_argument("--rounds", type=int, default=1, metavar="N", help="runs of each; peaks vary a little (default 1)")
     a = p.parse_args()
     print(measure.machine("numpy", "av", "openvino", "onnxruntime"))
+    others = measure.Others()
     peaks: dict[float, list[float]] = {minutes: [] for minutes in a.minutes}
     walls: dict[float, list[float]] = {minutes: [] for minutes in a.minutes}
     results = {}
@@ -66,6 +67,7 @@ def main() -> int:
 
 def video(folder: Path, minutes: float, source: Path) -> Path:
     """Where the video of that length goes."""
+    print(others)
     return folder / f"{minutes:g}min{source.suffix}"
 
 

@@ -31,6 +31,7 @@ def main() -> int:
     p.add_argument("--rounds", type=int, default=10, metavar="N", help="default 10")
     a = p.parse_args()
     print(measure.machine("vadclip-edge"))
+    others = measure.Others()
     installed = shutil.which("vadrun", path=os.path.dirname(sys.executable))
     commands = {
         "vadrun --help": [installed, "--help"] if installed else [sys.executable, "-m", "vadrun.cli", "--help"],
@@ -58,6 +59,7 @@ def main() -> int:
     modules = measure.run([sys.executable, "-c", LIST_MODULES]).output.split()
     large = [name for name in LARGE if name in modules]
     print(f"{len(modules)} modules are imported, {', '.join(large) if large else 'none'} of {', '.join(LARGE)}")
+    print(others)
     return 1 if large else 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from vadrun.preprocessing import Preprocessing
@@ -115,11 +116,23 @@ def write_clip(
     return path
 
 
-def write_sound(path: Path) -> Path:
-    """A file with a second of silence and no picture."""
+def write_sound(path: Path, *, cover: bool = False) -> Path:
+    """A file with a second of silence and no picture, but for the cover if there is one."""
     with av.open(str(path), "w") as container:
-        _add_silence(container, container.add_stream("aac", rate=16000))
+        sound = container.add_stream("aac", rate=16000)
+        if cover:
+            add_cover(container)
+        _add_silence(container, sound)
     return path
+
+
+def add_cover(container: Any) -> None:
+    """Add a stream that holds a cover picture of 640x480."""
+    stream = container.add_stream("mjpeg", rate=1)
+    stream.width, stream.height, stream.pix_fmt = 640, 480, "yuvj420p"
+    stream.disposition = Disposition.attached_pic.value
+    container.mux(stream.encode(av.VideoFrame(640, 480, "yuvj420p")))
+    container.mux(stream.encode(None))
 
 
 def cut(path: Path, share: float, *, multiple: int = 1) -> Path:

@@ -32,9 +32,6 @@ EXTENSIONS = frozenset({
 # fmt: on
 
 _NOMINAL_RATE = 25.0  # frames per second, where a stream says nothing
-# These may be joined in the middle, as a recorder's segments are: what comes before the first whole picture is
-# not damage.
-_JOINED_ANYWHERE = frozenset({"mpegts", "mpeg", "h264", "hevc"})
 _MOST_READ_ERRORS = 100  # in a row, before a container that yields nothing more is given up
 
 
@@ -237,8 +234,6 @@ class Video:
                     errors = 0
                     # An empty one would tell the decoder that the stream is over.
                     if packet.size:
-                        if packet.is_keyframe and self._faults.key_pts is None:
-                            self._faults.key_pts = packet.pts
                         yield packet
                 return
             except av.FFmpegError:
@@ -249,20 +244,15 @@ class Video:
                     return
 
     def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame]:
-        joining = self._faults.joining and self._container.format.name in _JOINED_ANYWHERE
-        if packet is not None and packet.is_corrupt and not joining:
+        if packet is not None and packet.is_corrupt:
             self._faults.note("incomplete")
         try:
             frames = self._stream.codec_context.decode(packet)
         except av.FFmpegError:
-            if not joining:
-                self._faults.note("undecoded")
+            self._faults.note("undecoded")
             return
         for frame in frames:
-            if not frame.is_corrupt:
-                key = self._faults.key_pts
-                self._faults.joining &= key is not None and frame.pts is not None and frame.pts < key
-            elif not joining:
+            if frame.is_corrupt:
                 self._faults.note("patched")
             yield frame
 
@@ -357,8 +347,6 @@ class _Faults:
     def __init__(self) -> None:
         self.cut: str | None = None  # how the file ends too early
         self.reached = 0.0  # seconds that have been decoded
-        self.joining = True  # no whole picture so far
-        self.key_pts: int | None = None  # of the first key frame
         self._first: float | None = None  # seconds, of the first fault
         self._counts = dict.fromkeys(_FAULTS, 0)
 

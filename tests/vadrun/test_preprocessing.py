@@ -178,6 +178,7 @@ def test_tagged_colours_are_the_textbook_ones(matrix: str, full: bool, pixel_for
 @pytest.mark.parametrize("pixel_format", ["yuvj420p", "yuvj422p", "yuvj444p"])
 def test_jpeg_formats_are_full_range_without_a_tag(pixel_format: str) -> None:
     for levels in PATCHES:
+        assert colour_of(patch(levels, pixel_format)) == ("bt601", True)
         result = Preprocessor()(patch(levels, pixel_format))
         assert np.abs(result - textbook_rgb(levels, "bt601", True)).max() <= 2
 

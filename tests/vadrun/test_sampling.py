@@ -171,6 +171,13 @@ def test_a_gap_given_as_the_duration_of_the_frame_before_is_still_a_gap() -> Non
     assert [s.start for s in snippets] == pytest.approx([0.0, 0.5, 100.0, 100.5])
 
 
+def test_a_last_frame_that_claims_to_last_for_ever_does_not() -> None:
+    camera = Camera(Sampling(frames=2))
+    for frame, time in enumerate([0.0, 0.1, 0.2, 0.3]):
+        camera.sampler.push(frame, time, 99.0 if frame == 3 else 0.1)
+    assert [snippet.end for snippet in camera.sampler.finish()] == pytest.approx([0.4])
+
+
 def test_cameras_slower_than_a_frame_in_two_seconds_have_no_gaps() -> None:
     snippets = Camera(Sampling(by="time", seconds=4.0)).run([0.0, 4.0, 8.0], 4.0)
     assert images(snippets) == [(0,), (1,), (2,)]
@@ -216,8 +223,8 @@ def test_one_wrong_timestamp_does_not_shift_those_after_it() -> None:
 
 def test_after_a_clock_is_set_back_time_goes_on() -> None:
     timeline = Timeline()
-    placed = [timeline.place(time, 0.1) for time in (50.0, 50.1, 3.0, 3.1, 3.2)]
-    assert placed == pytest.approx([50.0, 50.1, 50.2, 50.3, 50.4])
+    placed = [timeline.place(time, 0.1) for time in (50.0, 50.1, 3.0, 3.3, 3.6, 1.0, 1.4)]
+    assert placed == pytest.approx([50.0, 50.1, 50.2, 50.5, 50.8, 50.9, 51.3])
 
 
 def test_a_clock_set_back_makes_no_snippet_backwards() -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import av
 import numpy as np
 import pytest
 
-from tests.clips import Image, cut, number_of, numbered, spoil, write_clip, write_sound
+from tests.clips import Image, add_cover, cut, number_of, numbered, spoil, write_clip, write_sound
+from vadrun import video as module
 from vadrun.errors import UserError
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.sampling import Sampling
@@ -236,12 +239,9 @@ def test_sound_beside_the_picture_does_no_harm(tmp_path: Path) -> None:
 def test_cover_pictures_are_not_taken_for_the_video(tmp_path: Path) -> None:
     path = tmp_path / "covered.mp4"
     with av.open(str(path), "w") as container:
-        cover: Any = container.add_stream("mjpeg", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 640, 480, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic.value
         stream: Any = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
-        container.mux(cover.encode(av.VideoFrame(640, 480, "yuvj420p")))
+        add_cover(container)
         for index in range(5):
             frame = av.VideoFrame.from_ndarray(numbered(index, 160, 120), format="rgb24").reformat(format="yuv420p")
             frame.pts = index
@@ -260,6 +260,27 @@ def test_the_number_of_threads_changes_no_pixel(tmp_path: Path, codec: str) -> N
             results.append([snippet.images for snippet in video.snippets(EACH, SMALL)])
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_the_number_of_threads_can_be_set(tmp_path: Path) -> None:
+    with Video(write_clip(tmp_path / "clip.mp4", 5), threads=3) as video:
+        assert video._stream.thread_count == 3
+
+
+def test_a_closed_video_is_freed_at_once(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 40)
+    gc.collect()
+    gc.disable()
+    try:
+        with Video(path) as video:
+            for taken, _ in enumerate(video.frames()):
+                if taken == 3:
+                    break
+        trace = weakref.ref(video)
+        del video
+        assert trace() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_known_of_a_video(tmp_path: Path) -> None:
@@ -353,6 +374,38 @@ def test_every_whole_frame_before_the_cut_is_read(tmp_path: Path) -> None:
         assert len(numbers(path, threads=threads)) == len(packets) - 1
 
 
+@pytest.mark.parametrize("times", [3, 10**9])
+def test_a_container_that_cannot_be_followed_is_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    class Broken:
+        """A container that fails so many times in a row after its 20th packet."""
+
+        def __init__(self, container: Any) -> None:
+            self.container, self.packets, self.left = container, 0, times
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.container, name)
+
+        def demux(self, stream: Any) -> Any:
+            for packet in self.container.demux(stream) if self.packets < 20 or not self.left else ():
+                self.packets += 1
+                yield packet
+                if self.packets == 20:
+                    break
+            if self.packets == 20 and self.left:
+                self.left -= 1
+                raise av.error.InvalidDataError(1094995529, "Invalid data")
+
+    really = module._open
+    monkeypatch.setattr(module, "_open", lambda path: Broken(really(path)))
+    with Video(write_clip(tmp_path / "clip.mp4", 60, options={"bf": "0"})) as video:
+        found = [number_of(snippet.images[0]) for snippet in video.snippets(EACH, SMALL)]
+        assert found == list(range(60 if times == 3 else 20))
+        assert video.damage is not None
+        assert f"{min(times, 100)} places of its container could not be read" in video.damage
+
+
 def test_damage_in_the_middle_does_not_end_the_reading(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", 200, options={"g": "20"}, draw=_noisy)
     spoil(path, 0.5, 400)
@@ -399,17 +452,28 @@ def test_a_fragmented_mp4_that_breaks_off_is_told(tmp_path: Path) -> None:
     assert "breaks off" in text
 
 
-def test_a_recording_that_is_joined_in_the_middle_is_not_damaged(tmp_path: Path) -> None:
-    for name, extra in (("closed", ""), ("open", ":open-gop=1:bframes=3")):
-        options = {"g": "25", "x264-params": f"log-level=none:scenecut=0{extra}"}
-        path = write_clip(tmp_path / f"{name}.ts", 150, options=options, draw=_noisy)
-        data = path.read_bytes()
-        path.write_bytes(data[int(len(data) * 0.3) // 188 * 188 :])
-        with Video(path) as video:
-            times = [time for _, time, _ in video.frames()]
-            assert 80 < len(times) < 115
-            assert times == pytest.approx([index / 25 for index in range(len(times))], abs=0.05)
-            assert video.damage is None
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": "log-level=none:scenecut=0"}),
+        ("libx264", {"x264-params": "log-level=none:scenecut=0:open-gop=1:bframes=3"}),
+        ("libx265", {"x265-params": "log-level=none:open-gop=1:bframes=4"}),
+        ("mpeg2video", {"bf": "2"}),
+    ],
+    ids=["h264", "h264 open", "hevc open", "mpeg2"],
+)
+@pytest.mark.parametrize("share", [0.3, 0.41])
+def test_a_recording_that_is_joined_in_the_middle_is_not_damaged(
+    tmp_path: Path, codec: str, options: dict[str, str], share: float
+) -> None:
+    path = write_clip(tmp_path / "clip.ts", 150, codec=codec, options={"g": "25", **options}, draw=_noisy)
+    data = path.read_bytes()
+    path.write_bytes(data[int(len(data) * share) // 188 * 188 :])
+    with Video(path) as video:
+        times = [time for _, time, _ in video.frames()]
+        assert 50 < len(times) < 130
+        assert times == pytest.approx([index / 25 for index in range(len(times))], abs=0.05)
+        assert video.damage is None
 
 
 def test_what_cameras_append_to_a_file_is_not_damage(tmp_path: Path) -> None:
@@ -454,9 +518,10 @@ def test_files_that_are_no_videos_are_refused(tmp_path: Path) -> None:
 
 
 def test_sound_alone_is_refused(tmp_path: Path) -> None:
-    text = refusal(write_sound(tmp_path / "sound.mp4"))
-    assert "no video stream" in text
-    assert "audio" in text
+    for cover in (False, True):
+        text = refusal(write_sound(tmp_path / "sound.mp4", cover=cover))
+        assert "no video stream" in text
+        assert "audio" in text
 
 
 def test_an_mp4_without_its_index_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -482,17 +547,28 @@ def test_files_that_may_not_be_read_are_refused(tmp_path: Path, monkeypatch: pyt
     assert "permissions" in refusal(path)
 
 
-def test_names_that_look_like_addresses_are_files(tmp_path: Path) -> None:
+def test_names_that_look_like_addresses_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "clip.mp4", 5)
-    for name in ("cam:1.mp4", "Überwachung %d ä.mp4", "concat:a|b.mp4"):
-        assert numbers(path.rename(tmp_path / name)) == list(range(5))
-        path = tmp_path / name
+    monkeypatch.chdir(tmp_path)
+    for name in ("cam:1.mp4", "Überwachung %d ä.mp4", "concat:a|b.mp4", "http:c.mp4"):
+        path.rename(name)
+        path = Path(name)
+        assert numbers(path) == list(range(5))
 
 
 def test_a_playlist_in_disguise_reaches_no_network(tmp_path: Path) -> None:
-    path = tmp_path / "list.mp4"
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
-    refusal(path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        for name, text in (
+            ("list.m3u8", f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{address}\n#EXT-X-ENDLIST\n"),
+            ("list.mp4", f"ffconcat version 1.0\nfile {address}\n"),
+        ):
+            path = tmp_path / name
+            path.write_text(text)
+            refusal(path)
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_tags_that_are_not_utf8_do_no_harm(tmp_path: Path) -> None:

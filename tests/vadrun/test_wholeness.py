@@ -69,7 +69,7 @@ def test_files_that_are_cut_miss_their_end(tmp_path: Path, name: str, share: flo
     assert text is not None
     assert text.startswith("it ends early")
     if "bytes" in text:
-        assert f"{int(len(data) * share):,} of {len(data):,} bytes" in text
+        assert f"{int(len(data) * share):,} of " in text
 
 
 def test_an_mp4_without_index_says_so(tmp_path: Path) -> None:
