@@ -62,12 +62,12 @@ def main() -> int:
     print(f"{longer:.1f} times as many snippets, {ratio} times the peak memory")
     backend = results[a.minutes[-1]]["backend"]
     print(f"on {backend['name']}:{backend['device']} {backend['precision']} ({backend['library']})")
+    print(others)
     return 0
 
 
 def video(folder: Path, minutes: float, source: Path) -> Path:
     """Where the video of that length goes."""
-    print(others)
     return folder / f"{minutes:g}min{source.suffix}"
 
 

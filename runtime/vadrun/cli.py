@@ -87,7 +87,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     rule = EventRule(arguments.threshold, arguments.release, arguments.min_length, arguments.merge_gap)
     sources = _sources(arguments.source)
-    targets = _targets(sources, arguments.out)
     engine = Engine.load(
         arguments.engine,
         arguments.backend,
@@ -96,6 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
     )
     with engine:
+        targets = _targets(sources, arguments.out)  # makes --out, so only once the engine is known to work
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
         return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)))
 

@@ -19,24 +19,28 @@ def what_is_missing(path: str | Path) -> str | None:
     """What a file's structure says is missing, as a clause ("it ends early: ..."), or None.
 
     Knows MP4 and MOV, Matroska and WebM, AVI, FLV and MPEG transport streams; of others it says nothing.
-
-    Raises:
-        OSError: the file cannot be read.
     """
-    size = Path(path).stat().st_size
-    with Path(path).open("rb") as stream:
-        head = stream.read(256)
-        if head[4:8] in _MP4_FIRST:
-            return _mp4(stream, size)
-        if head[:4] == b"\x1a\x45\xdf\xa3":
-            return _matroska(stream, head, size)
-        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-            return _too_short(_avi_end(stream, size), size, tolerance=16)
-        if head[:3] == b"FLV":
-            return _flv(stream, size)
-        for packet, sync in ((188, 0), (192, 4)):
-            if head[sync : sync + 1] == head[sync + packet : sync + packet + 1] == b"G" and size % packet:
-                return "it ends early: in the middle of a packet"
+    try:
+        size = Path(path).stat().st_size
+        with Path(path).open("rb") as stream:
+            return _look(stream, size)
+    except OSError as error:  # a stick that was pulled, a share that went away
+        return f"it can no longer be read ({error.strerror})"
+
+
+def _look(stream: BinaryIO, size: int) -> str | None:
+    head = stream.read(256)
+    if head[4:8] in _MP4_FIRST:
+        return _mp4(stream, size)
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return _matroska(stream, head, size)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return _too_short(_avi_end(stream, size), size, tolerance=16)
+    if head[:3] == b"FLV":
+        return _flv(stream, size)
+    for packet, sync in ((188, 0), (192, 4)):
+        if head[sync : sync + 1] == head[sync + packet : sync + packet + 1] == b"G" and size % packet:
+            return "it ends early: in the middle of a packet"
     return None
 
 

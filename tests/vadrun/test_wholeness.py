@@ -105,3 +105,7 @@ def test_nested_elements_without_end_are_no_trap(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(HEAD + element(SEGMENT, nested))
     what_is_missing(path)
+
+
+def test_a_file_that_went_away_is_said_to_be_gone(tmp_path: Path) -> None:
+    assert "can no longer be read" in str(what_is_missing(tmp_path / "gone"))
