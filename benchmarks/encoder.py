@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks import measure
 from vadclip.checkpoint import load_checkpoint
 from vadexport.probe import Probe
-from vadexport.reference import normalise
+from vadclip.images import normalise
 from vadrun import backends
 from vadrun.bundle import Bundle
 from vadrun.console import table

@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks import measure
 from vadclip.checkpoint import load_checkpoint
 from vadclip.model import VadCLIP
-from vadexport.reference import normalise
+from vadclip.images import normalise
 from vadrun.bundle import Bundle
 from vadrun.console import table
 from vadrun.engine import Engine

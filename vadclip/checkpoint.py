@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from vadclip.clip import clip_sizes, count_blocks, pretrained
+from vadclip.clip import build_clip, clip_sizes, count_blocks, pretrained
 from vadclip.config import ModelConfig
 from vadclip.model import VadCLIP
 from vadclip.presets import PRESETS, Anomaly, Preset, check_labels, get_preset
@@ -113,6 +113,30 @@ def load_checkpoint(
     _check_finite(path, weights)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
+
+
+def load_clip(path: str | Path) -> nn.Module:
+    """CLIP alone out of a checkpoint that :func:`load_checkpoint` takes; what the head is does not matter.
+
+    Raises:
+        UserError: the file cannot be used, or holds no CLIP.
+    """
+    path = Path(path)
+    weights = _with_clip(path, _tensors(path, _read(path)[0]), None)
+    inner = {key.removeprefix(_CLIP): value for key, value in weights.items() if key.startswith(_CLIP)}
+    try:
+        config, embed_dim = clip_sizes(inner)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        clip = build_clip(embed_dim, config)
+    inner = {key: value.to(torch.float32) for key, value in inner.items()}
+    _check_finite(path, inner)
+    try:
+        clip.load_state_dict(inner, strict=True, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{path} holds a CLIP whose weights do not fit each other: get it again") from error
+    return clip.requires_grad_(False).eval()
 
 
 def save_checkpoint(model: VadCLIP, path: str | Path) -> None:

@@ -13,13 +13,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vadclip.images import CLIP_MEAN, CLIP_STD
 from vadexport.graph import Graph, subset
 
 Weights = dict[str, NDArray[Any]]
-
-# CLIP's normalisation of RGB in [0, 1] (Radford et al. 2021, the released preprocessing).
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float64)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float64)
 
 
 def encoder_graph(weights: Weights, heads: int, precision: str = "fp32") -> onnx.ModelProto:
@@ -64,8 +61,9 @@ def _patch_embedding(graph: Graph, frames: str, weights: Weights, grid: int) -> 
     conv = weights["conv1.weight"].astype(np.float64)
     width = conv.shape[0]
     # conv((u/255 - mean)/std) = conv'(u) + bias, exact because a patch convolution has no padding.
-    folded = conv / (255.0 * CLIP_STD)[None, :, None, None]
-    bias = -(conv * (CLIP_MEAN / CLIP_STD)[None, :, None, None]).sum((1, 2, 3))
+    mean, std = np.array(CLIP_MEAN), np.array(CLIP_STD)
+    folded = conv / (255.0 * std)[None, :, None, None]
+    bias = -(conv * (mean / std)[None, :, None, None]).sum((1, 2, 3))
     positions = weights["positional_embedding"].astype(np.float64).copy()
     positions[0] += weights["class_embedding"]
     positions[1:] += bias

@@ -8,19 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vadclip.images import normalise
 from vadclip.model import VadCLIP
-from vadexport.encoder_graph import CLIP_MEAN, CLIP_STD
 from vadexport.probe import Probe, feature_track
 
 BATCH = 4
-
-
-def normalise(frames: NDArray[np.uint8]) -> torch.Tensor:
-    """CLIP's normalisation: uint8 RGB [n,H,W,3] -> float32 [n,3,H,W]."""
-    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
-    mean = torch.tensor(CLIP_MEAN, dtype=torch.float32)[:, None, None]
-    std = torch.tensor(CLIP_STD, dtype=torch.float32)[:, None, None]
-    return (images - mean) / std
 
 
 @torch.inference_mode()

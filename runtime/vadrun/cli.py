@@ -84,9 +84,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from vadrun.engine import Engine
     from vadrun.events import EventRule
+    from vadrun.video import named_videos
 
     rule = EventRule(arguments.threshold, arguments.release, arguments.min_length, arguments.merge_gap)
-    sources = _sources(arguments.source)
+    sources = named_videos(arguments.source)
     engine = Engine.load(
         arguments.engine,
         arguments.backend,
@@ -165,24 +166,6 @@ def _print_result(result: VideoResult) -> None:
         rows = [[clock(e.start), clock(e.end), e.label, f"{e.peak:.3f}"] for e in result.events]
         text = table(["start", "end", "class", "peak"], rows, right=(0, 1, 3))
         print("\n".join(f"  {line}" for line in text.splitlines()))
-
-
-def _sources(paths: list[Path]) -> list[Path]:
-    """Files as they are named, folders as the videos in them; nothing twice."""
-    from vadrun.video import find_videos
-
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            videos = find_videos(path)
-            if not videos:
-                raise UserError(f"{path} holds no video files: name a folder that does, or the files themselves")
-            found += videos
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"{path} does not exist: check the name")
-    return list(dict.fromkeys(found))
 
 
 def _targets(sources: list[Path], out: Path | None) -> list[Path | None]:

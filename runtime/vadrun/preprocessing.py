@@ -8,6 +8,7 @@ Needs PyAV 14.2: older ones cannot combine scaler flags and do not know a frame'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -23,6 +24,8 @@ REFERENCE_SIZE = 224
 REFERENCE_RESIZE = (340, 256)
 
 CROPS = ("center", "top-left", "top-right", "bottom-left", "bottom-right")
+# The ten crops of feature files, by their number: where, and whether mirrored.
+TEN_CROPS = tuple((crop, mirror) for mirror in (False, True) for crop in CROPS)
 INTERPOLATIONS = ("bilinear-antialias",)
 UNTAGGED = ("by-size", "bt601", "bt709")
 
@@ -108,11 +111,15 @@ class Preprocessing:
     @property
     def corner(self) -> tuple[int, int]:
         """First row and first column of the crop in the resized picture."""
+        return self.corner_of(self.crop)
+
+    def corner_of(self, crop: str) -> tuple[int, int]:
+        """The same for any of :data:`CROPS`."""
         width, height = self.resize
         rows, columns = height - self.size, width - self.size
-        if self.crop == "center":
+        if crop == "center":
             return rows // 2, columns // 2
-        return (0 if self.crop.startswith("top") else rows), (0 if self.crop.endswith("left") else columns)
+        return (0 if crop.startswith("top") else rows), (0 if crop.endswith("left") else columns)
 
 
 class Preprocessor:
@@ -121,13 +128,17 @@ class Preprocessor:
     The scaler's tables are kept as long as frames have the same size and format.
     """
 
-    def __init__(self, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing | None = None, crops: Sequence[tuple[str, bool]] | None = None
+    ) -> None:
+        """With ``crops`` (where, mirrored) one frame gives that many images instead of the one crop."""
         self.preprocessing = preprocessing or Preprocessing()
+        self._crops = crops
         self._reformatter = VideoReformatter()
         self._colour: tuple[str, bool] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """RGB uint8 [size,size,3], contiguous, of a frame of any size and pixel format.
+        """RGB uint8 [size,size,3], contiguous, of a frame of any size and pixel format; [c,size,size,3] with crops.
 
         Colour matrix, range and rotation are those that the frame is tagged with.
         """
@@ -159,12 +170,18 @@ class Preprocessor:
         )
         image = _rows(small.planes[0])[:, : 3 * width].reshape(height, width, 3)
         image = np.rot90(image, turns)
-        top, left = wanted.corner
-        image = image[top : top + wanted.size, left : left + wanted.size]
-        if wanted.mirror:
-            image = image[:, ::-1]
+        if grey_limited:
+            image = _EXPAND[image]
+        if self._crops is not None:
+            return np.stack([self._cut(image, crop, mirror) for crop, mirror in self._crops])
         # A copy, whatever the layout: the view would keep the scaled picture alive.
-        return _EXPAND[image] if grey_limited else np.array(image, order="C")
+        return np.array(self._cut(image, wanted.crop, wanted.mirror), order="C")
+
+    def _cut(self, image: NDArray[np.uint8], crop: str, mirror: bool) -> NDArray[np.uint8]:
+        top, left = self.preprocessing.corner_of(crop)
+        size = self.preprocessing.size
+        image = image[top : top + size, left : left + size]
+        return image[:, ::-1] if mirror else image
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:

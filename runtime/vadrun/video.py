@@ -6,7 +6,7 @@ Damaged files are read as far as they go, and say so afterwards. FFmpeg's own lo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +84,7 @@ class Snippet:
     Attributes:
         index: 0 for the video's first snippet.
         start, end: seconds from the video's first frame.
-        images: RGB uint8 [k,S,S,3], k = ``Sampling.images_per_snippet``; None once they have been dropped.
+        images: RGB uint8 [k,S,S,3], k = ``Sampling.images_per_snippet``; [k,c,S,S,3] if c crops were asked for.
         short: the whole video is shorter than one snippet.
     """
 
@@ -188,11 +188,20 @@ class Video:
             yield Decoded(frame, time, duration)
 
     def snippets(
-        self, sampling: Sampling | None = None, preprocessing: Preprocessing | None = None
+        self,
+        sampling: Sampling | None = None,
+        preprocessing: Preprocessing | None = None,
+        crops: Sequence[tuple[str, bool]] | None = None,
     ) -> Iterator[Snippet]:
-        """The video's snippets in order; only the frames that are sampled are converted."""
+        """The video's snippets in order; only the frames that are sampled are converted.
+
+        Args:
+            sampling: which frames become a snippet.
+            preprocessing: what is done to them.
+            crops: (where, mirrored) of several crops to take instead of the one that ``preprocessing`` names.
+        """
         sampling = sampling or Sampling()
-        sampler = Sampler(sampling, Preprocessor(preprocessing))
+        sampler = Sampler(sampling, Preprocessor(preprocessing, crops))
         for frame, time, duration in self.frames():
             for sampled in sampler.push(frame, time, duration):
                 yield _snippet(sampled)
@@ -330,6 +339,26 @@ def find_videos(folder: str | Path) -> list[Path]:
             Path(where, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
         ]
     return sorted(found)
+
+
+def named_videos(paths: Sequence[Path]) -> list[Path]:
+    """What a command line names: files as they are, folders as the videos in them; nothing twice.
+
+    Raises:
+        UserError: a path that does not exist, or a folder without videos.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            videos = find_videos(path)
+            if not videos:
+                raise UserError(f"{path} holds no video files: name a folder that does, or the files themselves")
+            found += videos
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist: check the name")
+    return list(dict.fromkeys(found))
 
 
 # What can go wrong while reading, as one and as several.

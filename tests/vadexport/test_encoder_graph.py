@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from tests.golden import Golden
 from vadexport.encoder_graph import encoder_graph
 from vadexport.graph import node_kinds
-from vadexport.reference import normalise
+from vadclip.images import normalise
 
 Arrays = dict[str, np.ndarray]
 

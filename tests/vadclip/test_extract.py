@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import clips
+from tests.golden import Golden
+from vadclip.cli import main
+from vadclip.images import normalise
+from vadrun import Engine, Video
+from vadrun.preprocessing import Preprocessing
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    clips.write_clip(folder / "a.mp4", 16 * 3 + 4, draw=_uneven)
+    clips.write_clip(folder / "b.mp4", 16 * 2, draw=_uneven)
+    return folder
+
+
+def _uneven(number: int, width: int, height: int) -> np.ndarray:
+    """Every crop and its mirror look different."""
+    y, x = np.mgrid[0:height, 0:width]
+    red = 255 * x / width
+    return np.stack([red, 255 * y / height, (red * 7 + number * 5) % 255], axis=-1).astype(np.uint8)
+
+
+def run(*arguments: object) -> int:
+    return main(["extract", *(str(argument) for argument in arguments)])
+
+
+def test_features_are_the_runtimes(footage: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    """xd's bundle runs on the centre crop, which is crop 0; ucf's on its mirror, which is crop 5."""
+    assert run(footage, "--encoder", bundles["xd"], "--out", tmp_path, "--crops", 10, "--dtype", "float32") == 0
+    for name, n in (("a", 3), ("b", 2)):
+        files = [np.load(tmp_path / f"{name}__{index}.npy") for index in range(10)]
+        assert {values.shape for values in files} == {(n, 64)}
+        assert all(values.dtype == np.float32 for values in files)
+        assert len({values.tobytes() for values in files}) == 10
+        with Engine.load(bundles["xd"]) as engine, Video(footage / f"{name}.mp4") as video:
+            images = [s.images[0] for s in video.snippets(engine.bundle.sampling, engine.bundle.preprocessing)]
+            np.testing.assert_allclose(files[0], engine.encode(np.stack(images)), atol=1e-5)
+            np.testing.assert_allclose(files[5], engine.encode(np.stack(images)[:, :, ::-1]), atol=1e-5)
+        with Engine.load(bundles["xd"]) as engine, Video(footage / f"{name}.mp4") as video:
+            corner = Preprocessing.for_size(64, crop="bottom-right")
+            images = [s.images[0] for s in video.snippets(None, corner)]
+            np.testing.assert_allclose(files[4], engine.encode(np.stack(images)), atol=1e-5)
+
+
+def test_a_checkpoint_gives_what_its_bundle_gives(
+    footage: Path, bundles: dict[str, Path], ucf: Golden, tmp_path: Path
+) -> None:
+    options = ("--dtype", "float32", "--sample", "mean")
+    assert run(footage, "--encoder", bundles["ucf"], "--out", tmp_path / "bundle", *options) == 0
+    assert run(footage, "--encoder", ucf.checkpoint, "--out", tmp_path / "torch", *options) == 0
+    for name in ("a", "b"):
+        fast, slow = (np.load(tmp_path / kind / f"{name}__0.npy") for kind in ("bundle", "torch"))
+        np.testing.assert_allclose(fast, slow, atol=1e-4)
+
+
+def test_half_precision_files_by_default(footage: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    assert run(footage / "a.mp4", "--encoder", bundles["ucf"], "--out", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a__0.npy", "features.json"]
+    assert np.load(tmp_path / "a__0.npy").dtype == np.float16
+
+
+def test_it_goes_on_where_it_stopped(
+    footage: Path, bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (footage, "--encoder", bundles["ucf"], "--out", tmp_path, "--crops", 10)
+    assert run(*command) == 0
+    kept = (tmp_path / "a__3.npy").stat().st_mtime_ns
+    (tmp_path / "b__7.npy").write_bytes(b"half a file")
+    assert run(*command) == 0
+    assert "1 videos written, 1 were there already" in capsys.readouterr().out
+    assert (tmp_path / "a__3.npy").stat().st_mtime_ns == kept
+    assert np.load(tmp_path / "b__7.npy").shape == (2, 64)
+
+
+def test_a_broken_video_is_told_at_the_end(
+    footage: Path, bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("text")
+    assert run(bad, footage / "a.mp4", "--encoder", bundles["ucf"], "--out", tmp_path / "out") == 1
+    assert "bad.mp4 cannot be opened as a video" in capsys.readouterr().err
+    assert (tmp_path / "out" / "a__0.npy").exists()
+    assert run(bad, "--encoder", bundles["ucf"], "--out", tmp_path / "out2") == 2
+
+
+@pytest.mark.parametrize("change", [("--sample", "first"), ("--dtype", "float32"), ("--snippet-seconds", 0.5)])
+def test_two_kinds_of_features_never_mix(
+    footage: Path,
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[object, ...],
+) -> None:
+    assert run(footage, "--encoder", bundles["ucf"], "--out", tmp_path) == 0
+    assert run(footage, "--encoder", bundles["ucf"], "--out", tmp_path, *change) == 2
+    assert "holds features made with" in capsys.readouterr().err
+    assert run(footage, "--encoder", bundles["xd"], "--out", tmp_path) == 2
+    assert "made with encoder" in capsys.readouterr().err
+
+
+def test_features_of_unknown_making_are_left_alone(
+    footage: Path, bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x__0.npy", np.zeros((3, 64)))
+    assert run(footage, "--encoder", bundles["ucf"], "--out", tmp_path) == 2
+    assert "do not say how they were made" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x__0.npy"]
+
+
+def test_inputs_that_cannot_be_used(
+    footage: Path, bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.mkv").write_bytes((footage / "a.mp4").read_bytes())
+    cases = [
+        ((footage, other, "--encoder", bundles["ucf"]), "two videos are called 'a'"),
+        ((footage, "--encoder", bundles["ucf"], "--crops", 5), "crops is 5"),
+        ((footage, "--encoder", bundles["ucf"], "--dtype", "int8"), "'int8'"),
+        ((footage, "--encoder", tmp_path / "nothing.pth"), "nothing.pth does not exist"),
+        ((footage, "--encoder", "laion9"), "unknown CLIP weights 'laion9'"),
+        ((tmp_path / "nothing.mp4", "--encoder", bundles["ucf"]), "does not exist"),
+    ]
+    for arguments, part in cases:
+        assert run(*arguments, "--out", tmp_path / "out") == 2
+        assert part in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_sidecar_tells_the_encoder(footage: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
+    assert run(footage / "b.mp4", "--encoder", bundles["ucf"], "--out", tmp_path, "--backend", "onnxruntime:cpu") == 0
+    sidecar = json.loads((tmp_path / "features.json").read_text())
+    manifest = json.loads((bundles["ucf"] / "manifest.json").read_text())
+    graph = manifest["files"]["encoder.fp32.onnx"]
+    assert sidecar["encoder"] == f"encoder.fp32.onnx {graph['sha256']} fp32"
+    assert sidecar["sampling"]["pick"] == "middle" and sidecar["preprocessing"]["resize"] == [97, 73]
+
+
+def test_normalisation_is_clips() -> None:
+    image = normalise(np.full((1, 2, 2, 3), 255, np.uint8))
+    assert torch.allclose(image[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4)

@@ -1,0 +1,238 @@
+"""Feature files from videos: one float array [n,d] per video and crop, as the released training reads them.
+
+Reading, sampling and resizing are the runtime's own, so that what is trained is what is run. A sidecar
+(``features.json``) records how the features were made; a folder never holds two kinds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadrun.errors import UserError
+from vadrun.files import sha256, write_json
+from vadrun.preprocessing import TEN_CROPS, Preprocessing
+from vadrun.sampling import Sampling
+from vadrun.video import Video
+
+SIDECAR = "features.json"
+DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Something that turns frames into features, and what it is."""
+
+    encode: Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 RGB [n,S,S,3] -> [n,d]
+    size: int  # S
+    name: str  # for the sidecar: what features depend on
+    batch: int
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How features are made; all of it goes into the sidecar.
+
+    Attributes:
+        crops: 1 (the centre) or 10 (0 centre, 1 to 4 corners, 5 to 9 their mirrors).
+        sampling: which frames stand for a snippet.
+        dtype: of the files, ``float16`` or ``float32``.
+    """
+
+    crops: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        if self.crops not in (1, 10):
+            raise UserError(f"crops is {self.crops}: use 1 (the centre) or 10")
+        if self.dtype not in DTYPES:
+            raise UserError(f"the type of features is {self.dtype!r}: use one of {', '.join(DTYPES)}")
+
+
+@dataclass
+class Report:
+    """What became of the videos."""
+
+    written: int = 0
+    kept: int = 0  # whole before
+    damaged: list[str] = field(default_factory=list)  # sentences; their features go as far as the video does
+    failed: list[str] = field(default_factory=list)  # sentences
+
+
+def extract(
+    videos: Sequence[Path],
+    out: Path,
+    encoder: Encoder,
+    options: ExtractOptions,
+    progress: Callable[[Path, float, float | None], None] = lambda video, done, total: None,
+) -> Report:
+    """Write ``NAME__0.npy`` (to ``NAME__9.npy``) for every video; go on where an earlier run stopped.
+
+    Args:
+        videos: the files; their names without extension must differ.
+        out: the folder for the features.
+        encoder: CLIP's image encoder, from a bundle or a checkpoint.
+        options: how.
+        progress: told the video, the seconds of it that are done, and its length.
+
+    Returns:
+        The report; a video that cannot be read is listed there and does not stop the others.
+
+    Raises:
+        UserError: the folder holds features that were made otherwise, or two videos have one name.
+    """
+    names = [video.stem for video in videos]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two videos are called {name!r}, and so would be their features: rename one")
+    preprocessing = Preprocessing.for_size(encoder.size)
+    _check_sidecar(out, encoder, options, preprocessing)
+    report = Report()
+    for video in videos:
+        targets = [out / f"{video.stem}__{index}.npy" for index in range(options.crops)]
+        if _whole(targets):
+            report.kept += 1
+            continue
+        try:
+            features, damage = _features(video, encoder, options, preprocessing, progress)
+        except UserError as error:
+            report.failed.append(str(error))
+            continue
+        for target, values in zip(targets, features, strict=True):
+            _write(target, values.astype(options.dtype))
+        report.written += 1
+        if damage is not None:
+            report.damaged.append(damage)
+    return report
+
+
+def _features(
+    path: Path,
+    encoder: Encoder,
+    options: ExtractOptions,
+    preprocessing: Preprocessing,
+    progress: Callable[[Path, float, float | None], None],
+) -> tuple[NDArray[np.float32], str | None]:
+    """Features [crops,n,d] of one video, and what was wrong with it."""
+    parts: list[NDArray[np.float32]] = []
+    with Video(path) as video:
+        for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops]):
+            images = snippet.images.reshape(-1, *snippet.images.shape[2:])
+            rows = np.concatenate(
+                [encoder.encode(images[i : i + encoder.batch]) for i in range(0, len(images), encoder.batch)]
+            )
+            # [k,c,d] -> the mean over the snippet's k images
+            parts.append(rows.reshape(-1, options.crops, rows.shape[-1]).mean(axis=0))
+            progress(path, snippet.end, video.info.duration)
+        return np.stack(parts, axis=1), video.damage
+
+
+def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What the sidecar holds: everything that features depend on."""
+    image = preprocessing.to_manifest()
+    del image["crop"], image["mirror"]  # told by the number in the file's name
+    return {
+        "encoder": encoder.name,
+        "sampling": options.sampling.to_manifest(),
+        "preprocessing": image,
+        "dtype": options.dtype,
+    }
+
+
+def read_sidecar(folder: Path) -> dict[str, Any] | None:
+    """How the features in a folder were made, or None where nothing says.
+
+    Raises:
+        UserError: the sidecar does not read.
+    """
+    path = folder / SIDECAR
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not read ({error}): extract into another folder") from error
+
+
+def _check_sidecar(out: Path, encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> None:
+    wanted = settings(encoder, options, preprocessing)
+    found = read_sidecar(out)
+    if found is None:
+        if out.exists() and any(out.glob("*__[0-9].npy")):
+            raise UserError(f"{out} holds features that do not say how they were made: give another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / SIDECAR, wanted)
+        return
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{out} holds features made with {key} {json.dumps(found.get(key))}, not {json.dumps(value)}: "
+                "give another --out, or the same settings"
+            )
+
+
+def _whole(targets: Sequence[Path]) -> bool:
+    """Whether all crops of a video are there, readable and of one length."""
+    try:
+        shapes = {np.load(path, mmap_mode="r", allow_pickle=False).shape for path in targets}
+    except (OSError, ValueError):
+        return False
+    return len(shapes) == 1
+
+
+def _write(path: Path, values: NDArray[Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            np.save(stream, values, allow_pickle=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precision: str = "auto") -> Encoder:
+    """The image encoder of a bundle's folder, of a VadCLIP checkpoint, or of open_clip's tag (``openai``).
+
+    A bundle is the fast one and needs no torch; its backend and arithmetic are part of the name.
+
+    Raises:
+        UserError: none of these, or it cannot be loaded.
+    """
+    path = Path(source)
+    if path.is_dir():
+        from vadrun.engine import Engine
+
+        engine = Engine.load(path, backend, precision=precision, batch=batch)
+        model, graph = engine.bundle.model, engine.backend.encoder_file
+        digest = next(entry.sha256 for entry in engine.bundle.files if entry.name == graph)
+        return Encoder(engine.encode, model.image_size, f"{graph} {digest} {engine.backend.precision}", batch)
+    import torch
+
+    from vadclip.clip import pretrained
+    from vadclip.images import normalise
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if path.exists() or path.suffix:
+        from vadclip.checkpoint import load_clip
+
+        clip: Any = load_clip(path)
+        name = f"{path.name} {sha256(path)} fp32"
+    else:
+        clip = pretrained(source)
+        name = f"open_clip {source} fp32"
+    clip = clip.to(device).eval()
+
+    @torch.inference_mode()
+    def encode(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        features: torch.Tensor = clip.encode_image(normalise(frames).to(device))
+        return np.asarray(features.cpu().numpy(), np.float32)
+
+    return Encoder(encode, int(clip.visual.image_size[0]), name, batch)
