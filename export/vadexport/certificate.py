@@ -186,7 +186,7 @@ def write(root: Path, verification: Verification, bundle_sha256: str) -> None:
         old = Bundle.open(root).certificate()
         if old is not None and old.get("bundle") == bundle_sha256:
             runs = [run for run in old["runs"] if run["machine"] != verification.machine]
-    except (UserError, KeyError, TypeError):
+    except UserError:
         runs = []  # an unreadable certificate is worth nothing; this one replaces it
     write_json(
         root / CERTIFICATE,

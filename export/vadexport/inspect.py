@@ -73,7 +73,7 @@ def report(description: dict[str, Any]) -> str:
             verdict = "passed" if run["passed"] else "FAILED"
             machine = run["machine"]
             lines.append(
-                f"certificate: {verdict} {run['date']} on {machine['cpu']} ({machine['architecture']}) with "
+                f"certificate: {verdict} {run['date']} on {machine.get('cpu')} ({machine.get('architecture')}) with "
                 f"{', '.join(run['libraries'])}"
             )
     return "\n".join(lines)

@@ -143,8 +143,16 @@ class Bundle:
             return None
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} does not read: {error}; run vadexport verify {self.root}") from error
+            known = all(
+                isinstance(run["machine"], dict)
+                and isinstance(run["libraries"], list)
+                and {"date", "passed"} <= set(run)
+                for run in value["runs"]
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} does not read ({error}): run vadexport verify {self.root}") from error
+        if not known:
+            raise UserError(f"{path} is not a certificate: run vadexport verify {self.root}")
         return dict(value)
 
     def _check_files(self) -> None:

@@ -41,7 +41,8 @@ def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
     On any exception (an interrupt too) the temporary directory is removed and ``target`` stays as it was.
 
     Raises:
-        UserError: the place cannot be written to, or ``target`` exists and ``replace`` is false.
+        UserError: the place cannot be written to (a full disk too, whenever it shows), or ``target`` exists and
+            ``replace`` is false.
     """
     if target.exists() and not replace:
         raise UserError(f"{target} exists already: name another place or allow it to be replaced")
@@ -65,5 +66,8 @@ def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
             raise
         if old is not None:
             shutil.rmtree(old)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(f"cannot write {target}: {why}; free some space or name another place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -96,6 +96,15 @@ def test_a_wrong_manifest_is_refused(bundle_copy: Path, change: Callable[[dict[s
         Bundle.open(bundle_copy)
 
 
+@pytest.mark.parametrize(
+    "content", ["{bad", "[1]", "{}", '{"runs": [{}]}', '{"runs": [{"machine": 1, "libraries": []}]}']
+)
+def test_a_broken_certificate_is_refused(bundle_copy: Path, content: str) -> None:
+    (bundle_copy / "certificate.json").write_text(content)
+    with pytest.raises(UserError, match=r"certificate\.json .*run vadexport verify"):
+        Bundle.open(bundle_copy).certificate()
+
+
 def test_text_that_does_not_fit_is_refused(bundle_copy: Path) -> None:
     np.save(bundle_copy / "text.npy", np.zeros((3, 64), np.float32))
     rehash(bundle_copy, "text.npy")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,14 @@ def test_bf16_is_a_stated_choice(bundles: dict[str, Path]) -> None:
     if not capable:
         with pytest.raises(UserError, match="does not compute in bf16 on this CPU"):
             Engine.load(bundles["ucf"], "openvino", precision="bf16")
+
+
+def test_openvino_reports_to_nobody(bundles: dict[str, Path]) -> None:
+    code = f"""
+import sys
+from vadrun import Engine
+Engine.load({str(bundles["ucf"])!r}, "openvino")
+assert "openvino" in sys.modules
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

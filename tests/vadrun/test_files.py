@@ -51,6 +51,14 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         raise AssertionError("not reached")
 
 
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    sentence = r"cannot write .*b: No space left on device; free some space"
+    with pytest.raises(UserError, match=sentence), whole_directory(tmp_path / "b", replace=False) as folder:
+        (folder / "x").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_is_written_through_another_name(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"ä": 1})

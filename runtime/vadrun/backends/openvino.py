@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,7 @@ class OpenvinoBackend:
         return "is not installed" if find_spec("openvino") is None else None
 
     def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
-        import openvino
-
+        openvino = _import_openvino()
         self.library = f"openvino {openvino.__version__.split('-')[0]}"
         core = openvino.Core()
         capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -79,3 +80,15 @@ class OpenvinoBackend:
 
     def close(self) -> None:
         self._encoder = self._head = None
+
+
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry: importing it would report to its makers, and a camera box calls nobody."""
+    reporter = "openvino_telemetry"
+    if reporter in sys.modules or "openvino" in sys.modules:
+        return import_module("openvino")  # whoever imported it first has decided
+    sys.modules[reporter] = None  # type: ignore[assignment]  # OpenVINO then takes its own silent stand-in
+    try:
+        return import_module("openvino")
+    finally:
+        del sys.modules[reporter]
