@@ -22,7 +22,7 @@ $(VENV)/demo.ok: pyproject.toml
 
 $(VENV)/test.ok: pyproject.toml $(VENV)/demo.ok
 	@echo "== adding the test tools to $(VENV)"
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu,test]"
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu,train,test]"
 	@touch $@
 
 $(DEMO)/demo.mp4 $(DEMO)/checkpoint.pth &: demo/make_demo.py vadclip/untrained.py $(VENV)/demo.ok

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks import measure
 from vadclip.checkpoint import load_checkpoint
-from vadexport.probe import Probe
 from vadclip.images import normalise
+from vadexport.probe import Probe
 from vadrun import backends
 from vadrun.bundle import Bundle
 from vadrun.console import table

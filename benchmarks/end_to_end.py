@@ -27,8 +27,8 @@ from PIL import Image
 
 from benchmarks import measure
 from vadclip.checkpoint import load_checkpoint
-from vadclip.model import VadCLIP
 from vadclip.images import normalise
+from vadclip.model import VadCLIP
 from vadrun.bundle import Bundle
 from vadrun.console import table
 from vadrun.engine import Engine

@@ -23,8 +23,10 @@ def main() -> int:
     p.add_argument("source", type=Path, metavar="CLIP", help="the clip to repeat, H.264 or another that remuxes")
     p.add_argument("--bundle", type=Path, required=True, metavar="DIR")
     p.add_argument("--minutes", type=float, nargs="+", default=[10, 120], metavar="MIN", help="default 10 120")
+    p.add_argument("--container", metavar="ENDING", help="of the files made, such as mkv (default: the clip's)")
     p.add_argument("--rounds", type=int, default=1, metavar="N", help="runs of each; peaks vary a little (default 1)")
     a = p.parse_args()
+    ending = a.container or a.source.suffix.removeprefix(".")
     print(measure.machine("numpy", "av", "openvino", "onnxruntime"))
     others = measure.Others()
     peaks: dict[float, list[float]] = {minutes: [] for minutes in a.minutes}
@@ -34,11 +36,11 @@ def main() -> int:
         folder = Path(name)
         for minutes in a.minutes:
             # In a process of its own, so that this one stays small.
-            make = ["-m", "benchmarks.make_video", str(a.source), str(video(folder, minutes, a.source))]
+            make = ["-m", "benchmarks.make_video", str(a.source), str(video(folder, minutes, ending))]
             print(measure.run([sys.executable, *make, "--remux", "--seconds", f"{60 * minutes:g}"]).output, end="")
         for _ in range(a.rounds):
             for minutes in a.minutes:
-                path = video(folder, minutes, a.source)
+                path = video(folder, minutes, ending)
                 command = ["-m", "vadrun.cli", str(path), "--engine", str(a.bundle), "--out", str(folder / "results")]
                 run = measure.run([sys.executable, *command, "--quiet"])
                 peaks[minutes].append(run.peak)
@@ -66,9 +68,9 @@ def main() -> int:
     return 0
 
 
-def video(folder: Path, minutes: float, source: Path) -> Path:
+def video(folder: Path, minutes: float, ending: str) -> Path:
     """Where the video of that length goes."""
-    return folder / f"{minutes:g}min{source.suffix}"
+    return folder / f"{minutes:g}min.{ending}"
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from vadclip import evaluate
 from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
+from vadrun.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = argparse.ArgumentParser(
         prog="vadclip",
-        description="Prepare the training of VadCLIP.",
+        description="Make features for VadCLIP, train it on them, and evaluate it.",
         epilog="exit codes: 0 done; 1 done, but a video was damaged or could not be read; 2 an input cannot be used.",
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
@@ -39,13 +42,44 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
+    _add_train(commands.add_parser("train", help="feature files -> checkpoint", description=TRAIN))
+    v = commands.add_parser("evaluate", help="a model on a test list", description="Evaluate a checkpoint or a bundle.")
+    evaluate.add_arguments(v)
     return p
+
+
+TRAIN = """Train VadCLIP on feature files with video-level labels; run again to go on where it stopped."""
+
+
+def _add_train(t: argparse.ArgumentParser) -> None:
+    t.add_argument("--list", required=True, type=Path, metavar="CSV", help="training list: path,label of feature files")
+    t.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
+    t.add_argument(
+        "--clip", default="openai", metavar="WHAT", help="CLIP that made the features: an open_clip tag or a checkpoint"
+    )
+    t.add_argument("--dataset", metavar="NAME", help="ucf or xd; or give --classes")
+    t.add_argument("--classes", type=Path, metavar="FILE", help="your own classes and their prompts (YAML or JSON)")
+    t.add_argument("--root", type=Path, metavar="DIR", help="where the feature files of the list lie now")
+    t.add_argument("--recipe", default="reference", metavar="NAME", help="reference (default) or paper")
+    t.add_argument("--epochs", type=int, metavar="N", help="other than the recipe's")
+    t.add_argument("--batch", type=int, metavar="N", help="other than the recipe's")
+    t.add_argument("--lr", type=float, metavar="X", help="learning rate other than the recipe's")
+    t.add_argument("--seed", type=int, default=234, metavar="N", help="of weights and order (default 234)")
+    t.add_argument(
+        "--select",
+        default="validation",
+        choices=("validation", "last"),
+        help="keep the weights that are best on a part of the list set aside (default), or the last ones",
+    )
+    t.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
+    t.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto)")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    return run_command("vadclip", lambda: _extract(arguments))
+    commands = {"extract": _extract, "train": _train, "evaluate": evaluate.run}
+    return run_command("vadclip", lambda: commands[arguments.command](arguments))
 
 
 def _extract(arguments: argparse.Namespace) -> int:
@@ -86,6 +120,43 @@ def _extract(arguments: argparse.Namespace) -> int:
     if report.failed and not report.written + report.kept:
         return BAD_INPUT
     return DAMAGED if report.failed or report.damaged else 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from vadclip.checkpoint import load_clip
+    from vadclip.clip import pretrained
+    from vadclip.lists import load_classes, load_list
+    from vadclip.presets import get_preset
+    from vadclip.train import get_recipe, new_model, train
+
+    if (arguments.dataset is None) == (arguments.classes is None):
+        raise UserError("the classes are not clear: give either --dataset (ucf or xd) or --classes FILE")
+    preset = load_classes(arguments.classes) if arguments.classes else get_preset(arguments.dataset)
+    changed = {
+        name: getattr(arguments, name) for name in ("epochs", "batch", "lr") if getattr(arguments, name) is not None
+    }
+    recipe = replace(get_recipe(arguments.recipe, preset.name), seed=arguments.seed, **changed)
+    listed = load_list(arguments.list, preset, arguments.root)
+    source = Path(arguments.clip)
+    clip = load_clip(source) if source.exists() or source.suffix else pretrained(arguments.clip)
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = train(
+        new_model(preset, clip, arguments.seed),
+        listed,
+        arguments.out,
+        recipe,
+        select=arguments.select,
+        mirrored=preset.mirrored,
+        allow_missing=arguments.allow_missing,
+        device=device,
+    )
+    score = "" if result.score is None else f", score {result.score:.4f} in epoch {result.epoch + 1}"
+    print(f"checkpoint in {result.checkpoint}{score}; next: vadexport build --checkpoint {result.checkpoint} --out DIR")
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import torch
 from onnx import numpy_helper
 
 from tests.golden import Golden
+from vadclip.images import normalise
 from vadexport.encoder_graph import encoder_graph
 from vadexport.graph import node_kinds
-from vadclip.images import normalise
 
 Arrays = dict[str, np.ndarray]
 

@@ -1,0 +1,89 @@
+"""The whole chain of commands on toy footage: videos, features, checkpoint, figures, bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import clips
+from tests.golden import Golden
+from vadclip.cli import main
+from vadexport.cli import main as vadexport
+from vadrun import Engine
+
+CLASSES = {"name": "toy", "classes": {"quiet": "normal", "flash": "a bright flash"}}
+
+
+def test_from_videos_to_a_bundle(ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def bright(number: int, width: int, height: int) -> np.ndarray:
+        return np.full((height, width, 3), 40 + 200 * (16 <= number < 48), np.uint8)
+
+    def dark(number: int, width: int, height: int) -> np.ndarray:
+        return np.full((height, width, 3), 40 + number % 7, np.uint8)
+
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    rows = []
+    for index in range(12):
+        label = "flash" if index % 2 else "quiet"
+        clips.write_clip(videos / f"{label}{index:02d}.mp4", 64, draw=bright if index % 2 else dark)
+        rows.append(f"{label}{index:02d}__0.npy,{label}")
+    (tmp_path / "train.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+
+    features, run = tmp_path / "features", tmp_path / "run"
+    assert main(["extract", str(videos), "--encoder", str(ucf.checkpoint), "--out", str(features)]) == 0
+    common = [
+        "--list",
+        str(tmp_path / "train.csv"),
+        "--root",
+        str(features),
+        "--classes",
+        str(tmp_path / "classes.json"),
+    ]
+    train = ["train", *common, "--clip", str(ucf.checkpoint), "--out", str(run), "--batch", "4", "--epochs", "2"]
+    assert main([*train, "--select", "last"]) == 0
+    assert "checkpoint in" in capsys.readouterr().out
+
+    annotations = [f"flash{index:02d},flash,16,48" for index in range(1, 12, 2)]
+    seconds = ["video,label,start,end", *annotations]
+    (tmp_path / "truth.csv").write_text("\n".join(seconds) + "\n")
+    evaluate = [
+        "evaluate",
+        str(run / "best.safetensors"),
+        *common,
+        "--annotations",
+        str(tmp_path / "truth.csv"),
+        "--json",
+    ]
+    assert main(evaluate) == 0
+    assert json.loads(capsys.readouterr().out)
+
+    out = tmp_path / "bundle"
+    assert vadexport(["build", "--checkpoint", str(run / "best.safetensors"), "--out", str(out)]) == 0
+    with Engine.load(out) as engine:
+        assert engine.labels == ["normal", "a bright flash"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--dataset", "ucf", "--classes", "c.json"], "give either --dataset"),
+        ([], "give either --dataset"),
+        (["--dataset", "shanghai"], "shanghai"),
+        (["--dataset", "ucf", "--recipe", "secret"], "unknown recipe 'secret'"),
+        (["--dataset", "ucf", "--epochs", "0"], "epochs is 0"),
+        (["--dataset", "ucf"], "list.csv"),
+    ],
+)
+def test_training_refuses_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], part: str
+) -> None:
+    command = ["train", "--list", str(tmp_path / "list.csv"), "--out", str(tmp_path / "run"), *arguments]
+    assert main(command) == 2
+    printed = capsys.readouterr().err.strip()
+    assert part in printed and "\n" not in printed
+    assert not (tmp_path / "run").exists()

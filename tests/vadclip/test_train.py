@@ -1,0 +1,282 @@
+"""Training: a toy set is learned, a killed run goes on to the same weights, wrong input is said beforehand."""
+
+import csv
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tests.golden import Golden
+from vadclip import ModelConfig, VadCLIP, load_checkpoint
+from vadclip.config import ClipConfig
+from vadclip.lists import FeatureList
+from vadclip.presets import PRESETS
+from vadclip.train import RECIPES, Recipe, Result, get_recipe, new_model, snippet_scorer, train
+from vadclip.untrained import SMALL
+from vadrun.errors import UserError
+
+WIDTH, POSITIONS = 64, 32
+CLIP = ClipConfig(**{**vars(SMALL), "text_layers": 1, "vision_layers": 1, "vision_width": 64, "vision_heads": 1})
+RECIPE = Recipe("toy", 1e-3, 4, 8, True, 1e-1, milestones=(3,), evaluate_every=2, roll_back=True)
+
+LEARN = replace(RECIPE, epochs=12, milestones=(), evaluate_every=0, roll_back=False)
+
+
+def toy_model(seed: int = 0) -> VadCLIP:
+    config = ModelConfig(WIDTH, 8, 1, ("normal", "fire", "fight"), positions=POSITIONS, clip=CLIP)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VadCLIP(config).eval()
+
+
+def toy_set(folder: Path, videos: int, seed: int) -> tuple[FeatureList, list[NDArray[np.bool_]]]:
+    """Features like CLIP's (norm 10, neighbours alike); an event adds its class's direction for some snippets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    events = np.linalg.qr(np.random.default_rng(99).standard_normal((WIDTH, 3)))[0].T
+    generator = np.random.default_rng(seed)
+    paths, targets, truth = [], np.zeros((videos, 3), dtype=np.float32), []
+    for index in range(videos):
+        kind = (0, 1, 0, 2)[index % 4]
+        length = int(generator.integers(12, 44))
+        scene = 8 * events[0] + 0.5 * generator.standard_normal(WIDTH)
+        features = scene + 0.2 * generator.standard_normal((length, WIDTH))
+        marks = np.zeros(length, dtype=bool)
+        if kind:
+            start = int(generator.integers(0, length - 6))
+            marks[start : start + 6] = True
+            features[marks] += 6 * events[kind]
+        targets[index, kind] = 1
+        path = folder / f"v{index:03d}__0.npy"
+        np.save(path, features.astype(np.float16))
+        paths.append(path)
+        truth.append(marks)
+    labels = tuple(("normal", "fire", "fight")[kind] for kind in targets.argmax(axis=1))
+    return FeatureList("toy", tuple(paths), labels, targets), truth
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as these only lose by more, and on busy cores they lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> FeatureList:
+    return toy_set(tmp_path_factory.mktemp("toy"), 60, seed=0)[0]
+
+
+def quiet(_: str) -> None: ...
+
+
+def run(toy: FeatureList, out: Path, recipe: Recipe = RECIPE, **options: Any) -> tuple[VadCLIP, Result]:
+    model = toy_model()
+    result = train(model, toy, out, recipe, **{"say": quiet, "save_seconds": 1e9, **options})
+    return model, result
+
+
+@pytest.fixture(scope="module")
+def whole(toy: FeatureList, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    run(toy, out)
+    return out
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_toy_set_is_learned(toy: FeatureList, tmp_path: Path) -> None:
+    """From video-level labels alone to snippets of videos that were not trained on."""
+    held, truth = toy_set(tmp_path / "held", 24, seed=1)
+    score = snippet_scorer(held.paths, truth, toy_model().config)
+    _, result = run(toy, tmp_path / "run", LEARN, select="last")
+    before, after = score(toy_model()), score(load_checkpoint(result.checkpoint))
+    assert before < 0.7
+    assert after > 0.85
+
+
+def test_the_log_and_the_files(whole: Path) -> None:
+    rows = rows_of(whole)
+    assert [(row["epoch"], row["batch"]) for row in rows] == [(str(epoch), "3") for epoch in range(1, 5)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4])
+    assert float(rows[-1]["loss_bce"]) < float(rows[0]["loss_bce"])
+    assert [row["rows"] for row in rows] == ["48", "96", "144", "192"]
+    assert float(rows[-1]["best"]) == max(float(row["score"]) for row in rows)
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        "best.safetensors",
+        "features",
+        "features-validation",
+        "last.safetensors",
+        "log.csv",
+        "run.json",
+        "state.pt",
+    }
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    files = ("best.safetensors", "last.safetensors")
+    pairs = [(load_checkpoint(one / name).state_dict(), load_checkpoint(other / name).state_dict()) for name in files]
+    return all(torch.equal(first[key], second[key]) for first, second in pairs for key in first)
+
+
+def stop_after(count: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize(("stops", "save_seconds"), [((2, 5, 11), -1.0), ((8,), 1e9)])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    toy: FeatureList, whole: Path, tmp_path: Path, stops: tuple[int, ...], save_seconds: float
+) -> None:
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(toy, tmp_path / "run", progress=stop_after(stop), save_seconds=save_seconds)
+    said: list[str] = []
+    _, result = run(toy, tmp_path / "run", say=said.append)
+    assert any(line.startswith("going on at epoch") for line in said)
+    assert same_weights(tmp_path / "run", whole)
+    kept = ("epoch", "batch", "rows", "lr", "loss_bce", "loss_nce", "loss_cts", "score", "best")
+    assert [[row[name] for name in kept] for row in rows_of(tmp_path / "run")] == [
+        [row[name] for name in kept] for row in rows_of(whole)
+    ]
+    assert run(toy, tmp_path / "run")[1] == result  # done already
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from tests.vadclip.test_train import run, toy_set
+
+torch.set_num_threads(1)  # the order of sums depends on it
+
+def kill(done, total):
+    if done == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(toy_set(Path(sys.argv[1]), 60, seed=0)[0], Path(sys.argv[2]), progress=kill, save_seconds=-1.0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_process_goes_on_to_the_same_weights(toy: FeatureList, whole: Path, tmp_path: Path) -> None:
+    folder = toy.paths[0].parent
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "run")]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+    run(toy, tmp_path / "run")
+    assert same_weights(tmp_path / "run", whole)
+
+
+def test_only_the_head_changes(whole: Path) -> None:
+    before, after = toy_model().state_dict(), load_checkpoint(whole / "last.safetensors").state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert not any(key.startswith("clipmodel.") for key in changed)
+    assert {"text_prompt_embeddings.weight", "gc1.weight", "classifier.bias", "mlp1.c_fc.weight"} <= changed
+
+
+def test_selection_on_the_test_list_says_so(toy: FeatureList, tmp_path: Path) -> None:
+    said: list[str] = []
+    scores = iter([0.5, 0.9, 0.7])
+    recipe = replace(RECIPE, epochs=3, evaluate_every=0)
+    _, result = run(toy, tmp_path / "run", recipe, select="test", scorer=lambda _: next(scores), say=said.append)
+    assert any("selected on the TEST list" in line for line in said)
+    assert (result.score, result.epoch) == (0.9, 1)
+    assert [row["score"] for row in rows_of(tmp_path / "run")] == ["0.5", "0.9", "0.7"]
+
+
+def test_roll_back_goes_on_from_the_best_weights(toy: FeatureList, tmp_path: Path) -> None:
+    ends = {}
+    for roll_back in (True, False):
+        scores = iter([0.9, 0.1])
+        recipe = replace(RECIPE, epochs=2, evaluate_every=0, roll_back=roll_back)
+        out = tmp_path / str(roll_back)
+        run(toy, out, recipe, select="test", scorer=lambda _, scores=scores: next(scores))
+        best, last = (load_checkpoint(out / name).state_dict() for name in ("best.safetensors", "last.safetensors"))
+        ends[roll_back] = all(torch.equal(best[key], last[key]) for key in best)
+    assert ends == {True: True, False: False}
+
+
+def test_all_is_trained_on_without_selection(toy: FeatureList, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1, balanced=False, batch=24, contrast="sum-positive", one_label=True)
+    _, result = run(toy, tmp_path / "run", recipe, select="last", cache=False, precision="mixed")
+    (row,) = rows_of(tmp_path / "run")
+    assert (row["rows"], row["batch"], row["score"]) == ("60", "3", "")
+    assert result == Result(None, 0, tmp_path / "run" / "best.safetensors")
+    assert not (tmp_path / "run" / "features").exists()
+
+
+def test_another_run_is_not_gone_on_with(toy: FeatureList, whole: Path) -> None:
+    before = (whole / "state.pt").read_bytes()
+    with pytest.raises(UserError, match="holds a run with another recipe: give the same to go on, or another folder"):
+        run(toy, whole, replace(RECIPE, lr=2e-3))
+    with pytest.raises(UserError, match="holds a run with another training list"):
+        run(toy.subset(range(50)), whole)
+    with pytest.raises(UserError, match="holds a run with another initial model"):
+        train(toy_model(seed=1), toy, whole, RECIPE, say=quiet)
+    assert (whole / "state.pt").read_bytes() == before
+
+
+def test_a_damaged_state_is_said(toy: FeatureList, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match=r"state\.pt is damaged .*: remove it to begin again"):
+        run(toy, tmp_path)
+
+
+def test_wrong_input_is_said_before_training(toy: FeatureList, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="toy has no abnormal video to train on"):
+        run(toy.subset(np.flatnonzero(toy.normal)), tmp_path, select="last")
+    with pytest.raises(UserError, match="toy has 14 classes, but the model has 3"):
+        run(replace(toy, targets=np.zeros((60, 14), dtype=np.float32)), tmp_path)
+    with pytest.raises(UserError, match="selection on the test list needs a test list"):
+        run(toy, tmp_path, select="test")
+    gone = replace(toy, paths=(*toy.paths[:-1], tmp_path / "gone.npy"))
+    with pytest.raises(UserError, match=r"1 of 60 feature files are missing, the first is .*gone\.npy"):
+        run(gone, tmp_path)
+    with pytest.raises(UserError, match="has 12 snippets, but its ground truth has 3"):
+        path = tmp_path / "t.npy"
+        np.save(path, np.ones((12, WIDTH), dtype=np.float32))
+        snippet_scorer([path], [np.zeros(3, dtype=bool)], toy_model().config)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_recipes() -> None:
+    ucf, xd = get_recipe("reference", "ucf"), get_recipe("reference", "xd")
+    assert [ucf.lr_at(epoch) for epoch in (0, 3, 4, 8)] == pytest.approx([2e-5, 2e-5, 2e-6, 2e-7])
+    assert [xd.lr_at(epoch) for epoch in (2, 3, 6)] == pytest.approx([1e-5, 1e-6, 1e-7])
+    assert (ucf.balanced, ucf.batch, xd.balanced, xd.batch) == (True, 64, False, 96)
+    assert get_recipe("paper", "shop") == RECIPES["paper"]["ucf"]
+    with pytest.raises(UserError, match="unknown recipe 'fast': use one of reference, paper"):
+        get_recipe("fast")
+    with pytest.raises(UserError, match="lr is 0: use a number above 0"):
+        replace(ucf, lr=0)
+    with pytest.raises(UserError, match="epochs is 0: use a whole number of at least 1"):
+        replace(ucf, epochs=0)
+
+
+def test_a_new_model_takes_its_sizes_from_the_preset_and_clip(ucf: Golden) -> None:
+    clip = ucf.load().clipmodel
+    model = new_model(PRESETS["xd"], clip, seed=5)
+    assert (model.config.layers, model.config.window, model.config.embed_dim) == (1, 64, 64)
+    assert model.config.labels == PRESETS["xd"].labels
+    assert torch.equal(new_model(PRESETS["xd"], clip, seed=5).gc1.weight, model.gc1.weight)
+    assert not any(value.requires_grad for value in model.clipmodel.parameters())

@@ -1,0 +1,205 @@
+"""The synthetic world: deterministic, labelled right, unseen scenes in the test part, and readable by the runtime."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vadclip.world import KINDS, LABELS, Clip, Size, make_clip, write_dataset
+from vadclip.world import __main__ as command
+from vadclip.world.body import Joint
+from vadclip.world.clips import SCENES
+from vadclip.world.scenes import make_scene
+from vadrun.errors import UserError
+from vadrun.video import Video
+
+SHORT = (6.0, 7.0)
+TINY = Size(train=(1, 0), test=(1, 1), seconds=(1.0, 1.2))
+
+
+def clip(label: str, number: int = 0, split: str = "train", seed: int = 3) -> Clip:
+    return make_clip(seed, split, label, number, seconds=SHORT)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_equal_arguments_give_equal_pictures(label: str) -> None:
+    first, second = clip(label), clip(label)
+    assert (first.intervals, first.captions, first.scene) == (second.intervals, second.captions, second.scene)
+    for one, other in zip(islice(first.frames, 3), islice(second.frames, 3), strict=True):
+        assert one.shape == (240, 320, 3) and one.dtype == np.uint8
+        assert np.array_equal(one, other)
+
+
+def test_frames_can_be_asked_for_again() -> None:
+    one = clip("explosion")
+    assert all(np.array_equal(a, b) for a, b in zip(islice(one.frames, 2), islice(one.frames, 2), strict=True))
+
+
+def test_another_seed_is_another_world() -> None:
+    pictures = [next(make_clip(seed, "train", "normal", kind="square", night=False).frames) for seed in (0, 1)]
+    assert not np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("number", range(2))
+def test_intervals_lie_within_the_clip(label: str, number: int) -> None:
+    one = clip(label, number)
+    assert len(one.intervals) == (label != "normal")
+    for (first, end), (begin, stop) in zip(one.intervals, one.seconds, strict=True):
+        assert 0 <= first < end <= one.frame_count
+        assert (begin, stop) == (first / one.fps, end / one.fps)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_captions_name_what_is_going_on(label: str) -> None:
+    one = clip(label, 1)
+    for frame, caption in one.captions:
+        during = any(first <= frame < end for first, end in one.intervals)
+        named = [name for name in LABELS if name in caption]
+        assert named == [label if during else "normal"], caption
+        assert ("night" in caption) == one.night
+        assert one.kind in caption
+
+
+def test_pictures_of_an_event_differ_from_those_before_it() -> None:
+    """An explosion's first frames are brighter than all before: the interval begins where it is drawn."""
+    one = clip("explosion", 2)
+    (first, _), pictures = one.intervals[0], list(one.frames)
+    assert len(pictures) == one.frame_count
+    before = np.array([picture.mean() for picture in pictures[:first]])
+    assert np.mean([picture.mean() for picture in pictures[first : first + 4]]) > before.mean() + 10
+    assert pictures[first].mean() > before.max() + 5
+
+
+@pytest.mark.parametrize("label", ["fighting", "riot"])
+def test_people_move_more_during_an_event(label: str) -> None:
+    """The fastest hand in view is faster within the interval than before it."""
+    within, before = [], []
+    for number in range(4):
+        one = make_clip(5, "train", label, number, seconds=(12.0, 14.0))
+        first, end = one.intervals[0]
+        fastest = np.zeros(one.frame_count - 1)
+        for person in one.stage.people:
+            hands = person.pixels[:, [Joint.HAND_L, Joint.HAND_R]] - person.pixels[:, [Joint.NECK]]
+            speed = np.abs(np.diff(hands, axis=0)).max((1, 2)) / person.size[1:]
+            fastest = np.maximum(fastest, speed * one.stage.in_view(person)[1:])
+        within.append(fastest[first : end - 1].mean())
+        before.append(fastest[: max(first - 1, 1)].mean())
+    assert np.mean(within) > 1.4 * np.mean(before)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_accidents_are_in_view(number: int) -> None:
+    one = make_clip(0, "test", "accident", number)
+    first, end = one.intervals[0]
+    cars = np.any([one.stage.in_view(car) for car in one.stage.vehicles], axis=0)
+    assert cars[first:end].mean() > 0.9
+
+
+def test_an_accident_leaves_something_behind() -> None:
+    """The scene after an impact is not the scene before it."""
+    one = clip("accident", 1)
+    first, end = one.intervals[0]
+    pictures = list(one.frames)
+    quiet = np.median(np.stack(pictures[: max(first - 15, 3)]), axis=0)
+    after = np.median(np.stack(pictures[min(first + 45, end - 10) : end]), axis=0)
+    changed = (np.abs(after - quiet).max(-1) > 25).mean()
+    assert changed > 0.01
+
+
+def test_riots_are_crowds() -> None:
+    one = clip("riot")
+    first, end = one.intervals[0]
+    people = sum(one.stage.in_view(person).astype(int) for person in one.stage.people)
+    assert np.median(people[first:end]) >= 5
+
+
+def test_test_scenes_are_not_those_of_training() -> None:
+    cameras = {
+        split: {make_scene(split, kind, number, 0).camera for kind in KINDS for number in range(1)} for split in SCENES
+    }
+    assert not cameras["train"] & cameras["test"]
+    names = {split: {clip(label, n, split).scene for label in LABELS[:2] for n in range(3)} for split in SCENES}
+    assert not names["train"] & names["test"]
+    assert all(name.startswith(split) for split, found in names.items() for name in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_day_and_night_look_different(kind: str) -> None:
+    scene, rng = make_scene("test", kind, 0, 0), np.random.default_rng(0)
+    day, night = (
+        np.mean([np.asarray(scene.background(scene.lighting(rng, dark))).mean() for _ in range(4)])
+        for dark in (False, True)
+    )
+    assert night < 0.75 * day
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "flood"), "unknown label 'flood'"),
+        (("validation", "normal"), "unknown split 'validation'"),
+        (("train", "accident", 0, "shop"), "no accidents in a shop"),
+        (("train", "normal", 0, "beach"), "unknown scene 'beach'"),
+    ],
+)
+def test_what_does_not_exist_is_refused(arguments: tuple[str, str, int, str], said: str) -> None:
+    kind = arguments[3] if len(arguments) > 3 else None
+    with pytest.raises(UserError, match=said):
+        make_clip(0, *arguments[:2], kind=kind)
+
+
+def test_a_dataset_is_whole_and_readable(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "world", TINY, seed=1, jobs=1)
+    rows = {}
+    for split in ("train", "test"):
+        with (folder / f"{split}.csv").open(encoding="utf-8") as stream:
+            rows[split] = list(csv.DictReader(stream))
+        assert all(row["label"] in LABELS and (folder / row["path"]).exists() for row in rows[split])
+    assert (len(rows["train"]), len(rows["test"])) == (1, 5)
+    truth = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))["videos"]
+    assert sorted(Path(row["path"]).stem for row in rows["test"]) == sorted(truth)
+    for name, record in truth.items():
+        with Video(folder / record["path"], threads=1) as video:
+            times = [time for _, time, _ in video.frames()]
+            assert video.damage is None, name
+        assert (video.info.codec, video.info.rate, len(times)) == ("h264", record["fps"], record["frames"])
+        for interval in record["intervals"]:
+            first, end = interval["frames"]
+            assert interval["seconds"] == pytest.approx([times[first], end / record["fps"]], abs=1e-3)
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["video"] for line in lines} == {row["path"] for part in rows.values() for row in part}
+    assert all(line["label"] in line["caption"] for line in lines)
+
+
+def test_a_dataset_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    size = Size(train=(2, 0), test=(0, 0), seconds=(0.5, 0.6))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path, size, jobs=1, progress=stop)
+    (made,) = (tmp_path / "videos").iterdir()
+    assert not (tmp_path / "train.csv").exists()
+    stamp, content = made.stat().st_mtime_ns, made.read_bytes()
+    write_dataset(tmp_path, size, jobs=2)
+    assert made.stat().st_mtime_ns == stamp and len(list((tmp_path / "videos").iterdir())) == 2
+    made.unlink()
+    write_dataset(tmp_path, size, jobs=1)
+    assert made.read_bytes() == content, "the same encoder gives the same bytes"
+    with pytest.raises(UserError, match="another size or seed"):
+        write_dataset(tmp_path, size, seed=9)
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "mine.mp4").write_bytes(b"x")
+    assert command.main(["--out", str(tmp_path)]) == 2
+    assert "holds videos already" in capsys.readouterr().err
+    assert command.main(["--out", str(tmp_path), "--seed", "-1"]) == 2

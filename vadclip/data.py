@@ -1,0 +1,319 @@
+"""Feature files as batches: checked once, packed into one mapped file, read ahead of the training step.
+
+16,000 small files cost more to open than to read. :func:`open_store` therefore reads each of them once, which is
+the check for damage too, and writes their snippets one after another into one file that is then mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vadclip.lists import FeatureList
+from vadrun.errors import UserError
+from vadrun.files import whole_directory, write_json
+
+Progress = Callable[[int, int], None]
+"""Called with how many files are done, and of how many."""
+
+_VERSION = 1
+_READERS = 4  # threads that read files: they wait for the disk most of the time
+_BLOCK = 256  # files that are read before they are written, which bounds memory
+_AHEAD = 2  # batches that are made ready ahead
+
+_T = TypeVar("_T")
+
+Batch = tuple[Tensor, Tensor]
+"""Features float32 [B,T,d] and lengths int64 [B]."""
+
+
+def read_features(path: Path, width: int) -> NDArray[np.floating]:
+    """One feature file, checked.
+
+    Args:
+        path: ``.npy``, [n,d] float16, float32 or float64.
+        width: d, the model's.
+
+    Returns:
+        [n,d] float16 or float32, contiguous, finite.
+
+    Raises:
+        UserError: the file is missing, damaged, empty, of another width, or holds NaN or infinite numbers.
+    """
+    try:
+        features = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or 'cut short'}): extract it again") from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged or no .npy file of numbers: extract it again") from error
+    if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
+        raise UserError(f"{path} holds no floating-point numbers: name .npy files of features")
+    if features.ndim != 2 or features.shape[1] != width:
+        raise UserError(
+            f"{path} has features of shape {list(features.shape)}, but the model takes [n, {width}]:"
+            " extract them with the model's own CLIP"
+        )
+    if not len(features):
+        raise UserError(f"{path} holds no snippet: its video is shorter than 16 frames, take it off the list")
+    kind = np.float16 if features.dtype == np.float16 else np.float32
+    with np.errstate(all="ignore"):
+        features = np.ascontiguousarray(features, dtype=kind)
+        total = features.sum(dtype=np.float32)
+    # The sum is finite if all are (features are far from overflow), and costs a fraction of isfinite.
+    if not np.isfinite(total) and not np.isfinite(features).all():
+        bad = int((~np.isfinite(features).all(axis=1)).sum())
+        raise UserError(f"{path} has NaN or infinite numbers in {bad} of {len(features)} snippets: extract it again")
+    return features
+
+
+def pool(features: NDArray[np.floating], positions: int) -> NDArray[np.floating]:
+    """More than T snippets as T means of neighbours, with the bins of the released code; fewer as they are.
+
+    Args:
+        features: [n,d].
+        positions: T.
+
+    Returns:
+        [min(n,T),d] of the same type; the means are computed in float32.
+    """
+    if len(features) <= positions:
+        return features
+    edges = np.linspace(0, len(features), positions + 1, dtype=np.int64)
+    sums = np.add.reduceat(features.astype(np.float32, copy=False), edges[:-1], axis=0)
+    means: NDArray[np.floating] = (sums / np.diff(edges)[:, None].astype(np.float32)).astype(features.dtype)
+    return means
+
+
+class FeatureStore(Protocol):
+    """N feature files, pooled to at most T snippets each."""
+
+    lengths: NDArray[np.int64]
+    """[N], snippets after pooling."""
+
+    def rows(self, index: int) -> NDArray[np.floating]:
+        """Features [n,d] of one file, n at most T, float16 or float32."""
+
+
+class FileStore:
+    """Reads and pools the files themselves, every time; :func:`open_store` has checked them."""
+
+    def __init__(self, paths: Sequence[Path], lengths: NDArray[np.int64], width: int, positions: int) -> None:
+        self.lengths = lengths
+        self._paths = paths
+        self._width = width
+        self._positions = positions
+
+    def rows(self, index: int) -> NDArray[np.floating]:
+        """As in :class:`FeatureStore`.
+
+        Raises:
+            UserError: the file has changed since it was checked.
+        """
+        features = pool(read_features(self._paths[index], self._width), self._positions)
+        if len(features) != self.lengths[index]:
+            raise UserError(f"{self._paths[index]} has changed during training: begin again")
+        return features
+
+
+class PackedStore:
+    """All files' snippets in one mapped file: a folder with ``features.bin`` and ``index.json``."""
+
+    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+        self.lengths = np.array(index["lengths"], dtype=np.int64)
+        self._width: int = index["width"]
+        self._half = np.array(index["half"], dtype=bool)
+        sizes = self.lengths * self._width * np.where(self._half, 2, 4)
+        self._starts = np.concatenate(([0], np.cumsum(sizes)))
+        self._bytes = np.memmap(folder / "features.bin", dtype=np.uint8, mode="r")
+
+    def rows(self, index: int) -> NDArray[np.floating]:
+        """As in :class:`FeatureStore`; a view of the mapped file."""
+        part = self._bytes[self._starts[index] : self._starts[index + 1]]
+        kind = np.float16 if self._half[index] else np.float32
+        found: NDArray[np.floating] = part.view(np.ndarray).view(kind).reshape(-1, self._width)
+        return found
+
+
+def open_store(
+    listed: FeatureList,
+    width: int,
+    positions: int,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> FeatureStore:
+    """Check every file of a list and make its features quick to read.
+
+    Args:
+        listed: files that exist.
+        width: d of the model.
+        positions: T of the model.
+        cache: folder for the packed copy, at most as large as the files; one that holds exactly these files as
+            they are now is used again without reading them. None: check now, read the files every epoch.
+        progress: told now and then.
+
+    Raises:
+        UserError: a file cannot be used, or the cache cannot be written.
+    """
+    key = _fingerprint(listed, width, positions)
+    if cache is None:
+        lengths = [len(features) for features in _read_all(listed, width, positions, progress)]
+        return FileStore(listed.paths, np.array(lengths, dtype=np.int64), width, positions)
+    index = _index_of(cache, key)
+    if index is None:
+        index = _pack(listed, width, positions, cache, key, progress)
+    return PackedStore(cache, index)
+
+
+class Fetcher:
+    """Makes batches of rows, zero-padded on the right, in a few buffers that it uses again and again.
+
+    Fresh memory for each batch would cost ten times the copying. A batch stays as it is until ``_AHEAD + 1`` more
+    have been made, which is how :func:`ahead` uses it.
+
+    Args:
+        store: where the features are.
+        positions: T.
+        width: d.
+    """
+
+    def __init__(self, store: FeatureStore, positions: int, width: int) -> None:
+        self._store = store
+        self._shape = (positions, width)
+        self._buffers: list[Tensor] = []
+        self._made = 0
+
+    def __call__(self, rows: NDArray[np.integer]) -> Batch:
+        """Features float32 [B,T,d] and lengths int64 [B] of B rows, on the CPU."""
+        place = self._made % (_AHEAD + 2)
+        self._made += 1
+        if len(self._buffers) == place:
+            self._buffers.append(torch.empty(0))
+        if len(self._buffers[place]) < len(rows):
+            self._buffers[place] = torch.empty((len(rows), *self._shape))
+        features = self._buffers[place][: len(rows)]
+        lengths = torch.from_numpy(self._store.lengths[rows])
+        # By NumPy, not torch: torch's threads would fight the training step's for the cores.
+        for target, row in zip(features.numpy(), rows, strict=True):
+            found = self._store.rows(int(row))
+            target[: len(found)] = found
+            target[len(found) :] = 0.0
+        return features, lengths
+
+
+def ahead(make: Callable[[_T], Batch], items: Iterable[_T]) -> Iterator[tuple[_T, Batch]]:
+    """Each item with the batch that ``make`` gives of it, in order, made by a thread of its own a little ahead.
+
+    The copying lets other threads run, so that reading costs the training step next to nothing.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="features") as pool_of_one:
+        waiting: deque[tuple[_T, Future[Batch]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool_of_one.submit(make, item)))
+                if len(waiting) > _AHEAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def epoch_rows(normal: NDArray[np.bool_], batch: int, balanced: bool, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The batches of one epoch, as indices; the same for the same arguments on every machine.
+
+    Args:
+        normal: bool [N].
+        batch: rows in a batch; if ``balanced``, rows of each kind in it.
+        balanced: normal rows first, then as many abnormal ones, each kind shuffled on its own; an epoch ends with
+            the smaller kind, and what does not fill a batch is left out, as released for UCF-Crime. Otherwise
+            rows of both kinds as they come, the last batch smaller, as released for XD-Violence.
+        seed: of the run.
+        epoch: counted from 0.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if not balanced:
+        order = generator.permutation(len(normal))
+        return [order[start : start + batch] for start in range(0, len(order), batch)]
+    kinds = [generator.permutation(np.flatnonzero(normal == kind)) for kind in (True, False)]
+    batch = min(batch, *(len(kind) for kind in kinds))  # a small list trains all the same
+    count = min(len(kind) for kind in kinds) // batch if batch else 0
+    parts = [np.split(kind[: count * batch], count) for kind in kinds] if count else [[], []]
+    return [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+
+
+def _fingerprint(listed: FeatureList, width: int, positions: int) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {width} {positions}\n".encode())
+    for path in listed.paths:
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): correct the list") from error
+        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _index_of(cache: Path, key: str) -> dict[str, Any] | None:
+    """The index of a packed copy of just these files, if ``cache`` is one and whole."""
+    try:
+        index = json.loads((cache / "index.json").read_text(encoding="utf-8"))
+        size = (cache / "features.bin").stat().st_size
+    except (OSError, ValueError):
+        return None
+    if not isinstance(index, dict) or index.get("key") != key or index.get("bytes") != size:
+        return None
+    return index
+
+
+def _pack(
+    listed: FeatureList, width: int, positions: int, cache: Path, key: str, progress: Progress | None
+) -> dict[str, Any]:
+    if cache.exists() and not (cache / "index.json").is_file() and (not cache.is_dir() or any(cache.iterdir())):
+        raise UserError(f"{cache} is something else than packed features: name another place for the cache")
+    lengths, half = [], []
+    try:
+        with whole_directory(cache, replace=True) as folder:
+            with (folder / "features.bin").open("wb") as stream:
+                for features in _read_all(listed, width, positions, progress):
+                    stream.write(features.data)
+                    lengths.append(len(features))
+                    half.append(features.dtype == np.float16)
+                size = stream.tell()
+            index = {
+                "key": key,
+                "bytes": size,
+                "width": width,
+                "lengths": lengths,
+                "half": [int(kind) for kind in half],
+            }
+            write_json(folder / "index.json", index)
+    except OSError as error:
+        raise UserError(
+            f"{cache} cannot be written ({error.strerror}): name a cache with room for the features, or use none"
+        ) from error
+    return index
+
+
+def _read_all(
+    listed: FeatureList, width: int, positions: int, progress: Progress | None
+) -> Iterator[NDArray[np.floating]]:
+    def read(path: Path) -> NDArray[np.floating]:
+        return pool(read_features(path, width), positions)
+
+    with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="features") as readers:
+        for start in range(0, len(listed), _BLOCK):
+            yield from readers.map(read, listed.paths[start : start + _BLOCK])
+            if progress is not None:
+                progress(min(start + _BLOCK, len(listed)), len(listed))

@@ -1,0 +1,310 @@
+"""Lists of feature files with video-level labels, and the classes that those labels name.
+
+A list is the authors' CSV: a header ``path,label``, one feature file a row, and where a video has several crops a
+row for each (``NAME__0.npy`` to ``NAME__9.npy``).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset, check_labels
+from vadrun.errors import UserError
+
+_CROP = re.compile(r"__(\d+)$")
+_FILLER = "0"  # XD-Violence's labels name three classes always: "B1-B2-0", "G-0-0"
+_OWN = {"name", "classes", "window", "layers", "heads", "anomaly", "mirrored"}
+_OWN_DEFAULTS = {"window": 8, "layers": 2, "heads": 1, "anomaly": "confidence", "mirrored": False}
+
+
+@dataclass(frozen=True)
+class FeatureList:
+    """N feature files and their classes.
+
+    Attributes:
+        source: where the list comes from, for messages.
+        paths: the files.
+        labels: each file's label as it was written.
+        targets: float32 [N,m], 1 at each of a file's classes; column 0 is the normal class.
+    """
+
+    source: str
+    paths: tuple[Path, ...]
+    labels: tuple[str, ...]
+    targets: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def normal(self) -> NDArray[np.bool_]:
+        """bool [N], true where the video is normal."""
+        return self.targets[:, NORMAL] > 0
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """The video that each file is of: its path without the crop number and the ending."""
+        return tuple(_CROP.sub("", str(path.with_suffix(""))) for path in self.paths)
+
+    @property
+    def crops(self) -> tuple[int | None, ...]:
+        """Each file's crop number; None where its name has none."""
+        found = (_CROP.search(path.stem) for path in self.paths)
+        return tuple(int(match[1]) if match else None for match in found)
+
+    def subset(self, rows: Sequence[int] | NDArray[np.integer]) -> FeatureList:
+        """The list of these rows, in this order."""
+        index = [int(row) for row in rows]
+        return FeatureList(
+            self.source,
+            tuple(self.paths[i] for i in index),
+            tuple(self.labels[i] for i in index),
+            self.targets[index],
+        )
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the paths and labels: equal lists, equal fingerprints."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            digest.update(f"{path}\0{label}\n".encode())
+        return digest.hexdigest()
+
+
+def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) -> FeatureList:
+    """Read a training or test list.
+
+    A relative path in it starts at the list's own folder or, if given, at ``root``. With ``root``, a path that
+    was written on another machine loses as many leading folders as it must for the file to be there:
+    ``/home/someone/UCF/Abuse/Abuse001__0.npy`` is found as ``ROOT/Abuse/Abuse001__0.npy``.
+
+    Whether the files exist is not an error here: see :func:`without_missing`.
+
+    Args:
+        path: the CSV, UTF-8, header ``path,label``.
+        preset: whose annotation names (or prompt labels) the labels are, several joined by ``-``.
+        root: folder that the files have moved to.
+
+    Raises:
+        UserError: the file cannot be read, has another form, holds no row, or a label is unknown.
+    """
+    path = Path(path)
+    rows = _read_rows(path)
+    if not rows:
+        raise UserError(f"{path} lists no feature file: add rows of path,label below the header")
+    known = _known_labels(preset)
+    targets = np.zeros((len(rows), len(preset.labels)), dtype=np.float32)
+    for index, (line, _, label) in enumerate(rows):
+        classes = _classes(label, known)
+        if classes is None:
+            raise UserError(
+                f"{path}, line {line}: the label {label!r} is unknown to {preset.name!r}:"
+                f" use one of {', '.join(preset.classes)}, several joined by '-'"
+            )
+        if NORMAL in classes and len(classes) > 1:
+            raise UserError(
+                f"{path}, line {line}: the label {label!r} is normal and abnormal at once: name one or the other"
+            )
+        targets[index, classes] = 1.0
+    place = _Moved(path.parent if root is None else Path(root), search=root is not None)
+    files = tuple(place(text) for _, text, _ in rows)
+    return FeatureList(str(path), files, tuple(label for _, _, label in rows), targets)
+
+
+def without_missing(listed: FeatureList, allow_missing: bool = False) -> tuple[FeatureList, int]:
+    """The files of a list that exist, and how many do not.
+
+    Raises:
+        UserError: some are missing and ``allow_missing`` is false, or none is there.
+    """
+    there = [index for index, path in enumerate(listed.paths) if path.is_file()]
+    missing = len(listed) - len(there)
+    if not missing:
+        return listed, 0
+    first = next(path for path in listed.paths if not path.is_file())
+    what = f"{listed.source}: {missing} of {len(listed)} feature files are missing, the first is {first}"
+    if not there:
+        raise UserError(f"{what}: name the folder they are in as the root")
+    if not allow_missing:
+        raise UserError(f"{what}: name the root they moved to, or allow missing files to go on without them")
+    return listed.subset(there), missing
+
+
+def split_by_video(listed: FeatureList, fraction: float, seed: int) -> tuple[FeatureList, FeatureList]:
+    """A training and a validation part; all crops of a video are in the same one.
+
+    About ``fraction`` of the normal and of the abnormal videos, at least one of each, goes to the validation part;
+    among the abnormal ones every label has about its share.
+
+    Raises:
+        UserError: the validation part would have no normal or no abnormal video.
+    """
+    videos = np.array(listed.videos)
+    label_of = dict(zip(videos, listed.labels, strict=True))
+    chosen: set[str] = set()
+    generator = np.random.default_rng(seed)
+    normal_of = dict(zip(videos, listed.normal, strict=True))
+    for normal in (True, False):
+        side = sorted(video for video in label_of if normal_of[video] == normal)
+        # Shuffled, then in order of label (sorted() is stable): every k-th video is a share of each label.
+        side = sorted(generator.permutation(side).tolist(), key=lambda video: label_of[video])
+        wanted = min(max(round(fraction * len(side)), 1), len(side) - 1)
+        if wanted < 1:
+            kind = "normal" if normal else "abnormal"
+            raise UserError(
+                f"{listed.source} has {len(side)} {kind} video(s), too few to set some aside for validation:"
+                " add videos or select without validation"
+            )
+        chosen.update(side[int(position)] for position in (np.arange(wanted) + 0.5) * len(side) / wanted)
+    held = np.array([video in chosen for video in videos])
+    return listed.subset(np.flatnonzero(~held)), listed.subset(np.flatnonzero(held))
+
+
+def one_crop(listed: FeatureList, crop: int) -> FeatureList:
+    """One row of each video: its crop of this number or, where there is none, its first row."""
+    rows: dict[str, int] = {}
+    for index, (video, number) in enumerate(zip(listed.videos, listed.crops, strict=True)):
+        if video not in rows or number == crop:
+            rows[video] = index
+    return listed.subset(sorted(rows.values()))
+
+
+def load_classes(path: str | Path) -> Preset:
+    """Read a user's own classes from a YAML or JSON file.
+
+    ``classes`` is a mapping of annotation names to the prompts that CLIP reads, or a list of prompts that are
+    annotation names too, the normal class first. The rest may be left out::
+
+        name: shop
+        classes:
+          Normal: normal
+          Theft: a person hiding goods
+        window: 8            # attention window, in snippets
+        layers: 2
+        anomaly: confidence  # or alignment
+
+    Raises:
+        UserError: the file cannot be read, has another form, or an entry cannot be used.
+    """
+    path = Path(path)
+    data = _parse(path)
+    if not isinstance(data, Mapping) or "classes" not in data:
+        raise UserError(f"{path} has no entry 'classes': list the normal class first, then the others")
+    if unknown := sorted(str(key) for key in data if key not in _OWN):
+        raise UserError(f"{path} has the unknown entry {unknown[0]!r}: use {', '.join(sorted(_OWN))}")
+    classes = data["classes"]
+    if not isinstance(classes, Mapping):
+        prompts = check_labels(classes, str(path))
+        names: tuple[str, ...] = prompts
+    else:
+        prompts = check_labels(list(classes.values()), str(path))
+        names = tuple(str(name) for name in classes)
+    for name in names:
+        if name.strip() != name or name in ("", _FILLER):
+            raise UserError(f"{path}: {name!r} cannot be the name of a class: use a word or a number above 0")
+    settings: dict[str, Any] = {key: data.get(key, default) for key, default in _OWN_DEFAULTS.items()}
+    for key in ("window", "layers", "heads"):
+        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 1:
+            raise UserError(f"{path}: {key} is {settings[key]!r}: use a whole number of at least 1")
+    if settings["anomaly"] not in ANOMALY_BRANCHES:
+        raise UserError(f"{path}: anomaly is {settings['anomaly']!r}: use one of {', '.join(ANOMALY_BRANCHES)}")
+    if not isinstance(settings["mirrored"], bool):
+        raise UserError(f"{path}: mirrored is {settings['mirrored']!r}: use true or false")
+    name = str(data.get("name", path.stem))
+    if name in PRESETS:
+        raise UserError(f"{path}: the name {name!r} is a built-in dataset's: choose another")
+    return Preset(name=name, classes=dict(zip(names, prompts, strict=True)), **settings)
+
+
+def _parse(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML or JSON file of classes") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save the classes as plain UTF-8") from error
+    if path.suffix.lower() == ".json":
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}: is not JSON ({error}); correct it") from error
+    try:
+        import yaml
+    except ImportError as error:
+        raise UserError(f"{path}: PyYAML is not installed: install vadclip-edge[train], or write JSON") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+
+
+def _read_rows(path: Path) -> list[tuple[int, str, str]]:
+    """Line number, path and label of every row that is not blank."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a CSV file of path,label") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is not a CSV file of UTF-8 text ({error}); save it again as one") from error
+    if not lines:
+        raise UserError(f"{path} is empty: begin it with the header path,label and list the feature files below")
+    header = [cell.strip().lower() for cell in lines[0][1]]
+    if "path" not in header or "label" not in header:
+        raise UserError(f"{path} does not begin with the header path,label: add it, so that columns are known")
+    where, what = header.index("path"), header.index("label")
+    rows = []
+    for line, row in lines[1:]:
+        if len(row) != len(header) or not row[where].strip() or not row[what].strip():
+            raise UserError(f"{path}, line {line}: expected {','.join(header)}, found {','.join(row)!r}")
+        rows.append((line, row[where].strip(), row[what].strip()))
+    return rows
+
+
+def _known_labels(preset: Preset) -> dict[str, int]:
+    known = {label: index for index, label in enumerate(preset.labels)}
+    known.update((name, index) for index, name in enumerate(preset.classes))  # names have precedence
+    return known
+
+
+def _classes(label: str, known: Mapping[str, int]) -> list[int] | None:
+    """The classes that a label names; None if it is unknown or names none."""
+    if label in known:  # first, for a class that has a "-" in its own name
+        return [known[label]]
+    parts = [part.strip() for part in label.split("-")]
+    parts = [part for part in parts if part != _FILLER]
+    if not parts or any(part not in known for part in parts):
+        return None
+    return sorted({known[part] for part in parts})
+
+
+class _Moved:
+    """Where the files of a list are."""
+
+    def __init__(self, root: Path, search: bool) -> None:
+        self._root = root
+        self._search = search
+        self._dropped = 0  # leading folders that the file before had to lose
+
+    def __call__(self, text: str) -> Path:
+        path = Path(text)
+        if not self._search:
+            return self._root / path  # which is the path itself if it is absolute
+        parts = path.parts[1:] if path.is_absolute() else path.parts
+        tries = [self._dropped, *(n for n in range(len(parts)) if n != self._dropped)]
+        for dropped in tries:
+            candidate = self._root.joinpath(*parts[dropped:])
+            if dropped < len(parts) and candidate.is_file():
+                self._dropped = dropped
+                return candidate
+        return self._root.joinpath(*parts[min(self._dropped, len(parts) - 1) :])

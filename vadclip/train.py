@@ -1,0 +1,551 @@
+"""Training with video-level labels: the released recipe and the paper's, resumable to the last bit.
+
+A run lives in one folder: ``best.safetensors`` (the model that was selected), ``last.safetensors``, ``log.csv``,
+``run.json`` (what it was told) and ``state.pt`` (where it is; gone on from when the same run is started again).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vadclip.checkpoint import save_checkpoint
+from vadclip.clip import clip_sizes
+from vadclip.config import ModelConfig
+from vadclip.data import FeatureStore, Fetcher, Progress, ahead, epoch_rows, open_store, read_features
+from vadclip.lists import FeatureList, one_crop, split_by_video, without_missing
+from vadclip.losses import CONTRASTS, Contrast, top_k_mean, vadclip_losses
+from vadclip.model import VadCLIP
+from vadclip.presets import NORMAL, Anomaly, Preset
+from vadrun.errors import UserError
+from vadrun.files import write_json
+
+Select = Literal["validation", "test", "last"]
+Precision = Literal["auto", "float32", "mixed"]
+Say = Callable[[str], None]
+Scorer = Callable[[VadCLIP], float]
+"""The score of a model in evaluation mode, larger is better."""
+
+_LOG = ("epoch", "batch", "rows", "lr", "loss_bce", "loss_nce", "loss_cts", "score", "best", "seconds")
+_VALIDATION_CROP = {True: 5, False: 0}  # the centre, mirrored or not
+_STATE = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        name: for the log.
+        lr: AdamW's learning rate.
+        epochs: how many.
+        batch: rows in a batch; if ``balanced``, normal rows and as many abnormal ones.
+        balanced: draw normal and abnormal rows apart.
+        milestones: epochs, counted from 0, from which on the learning rate is multiplied by ``gamma`` once more.
+        gamma: see there.
+        weight_decay: AdamW's.
+        contrast: form of the contrastive text loss.
+        contrast_weight: lambda.
+        one_label: a video of several classes counts for the first of them only (in class order).
+        evaluate_every: score the model after batch 0 + this, 0 + twice this, ... of an epoch, counted from 0,
+            and at the end of an epoch that had none; 0: at the end of each epoch.
+        roll_back: after each epoch go on from the best weights so far; the optimizer's moments stay.
+        seed: of the order of the rows and of the validation part.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    name: str
+    lr: float
+    epochs: int
+    batch: int
+    balanced: bool
+    contrast_weight: float
+    contrast: Contrast = "mean-abs"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    weight_decay: float = 0.01
+    one_label: bool = False
+    evaluate_every: int = 0
+    roll_back: bool = False
+    seed: int = 234
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch", 1), ("evaluate_every", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}: use a whole number of at least {least}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr is {self.lr}: use a number above 0")
+        if self.contrast not in CONTRASTS:
+            raise UserError(f"contrast is {self.contrast!r}: use one of {', '.join(CONTRASTS)}")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate in an epoch, counted from 0."""
+        return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "reference": {
+        "ucf": Recipe("reference", 2e-5, 10, 64, True, 1e-1, milestones=(4, 8), evaluate_every=10, roll_back=True),
+        "xd": Recipe("reference", 1e-5, 10, 96, False, 1e-4, milestones=(3, 6, 10), roll_back=True),
+    },
+    "paper": {
+        "ucf": Recipe("paper", 1e-5, 10, 64, False, 1e-1, contrast="sum-positive", one_label=True),
+        "xd": Recipe("paper", 2e-5, 20, 64, False, 1e-4, contrast="sum-positive", one_label=True),
+    },
+}
+
+
+def get_recipe(name: str, dataset: str = "ucf") -> Recipe:
+    """The recipe called ``name`` for a dataset; classes of one's own are trained as UCF-Crime is.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}: use one of {', '.join(RECIPES)}")
+    return RECIPES[name].get(dataset, RECIPES[name]["ucf"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has led to: the best score (None with ``select="last"``), its epoch from 0, and the file."""
+
+    score: float | None
+    epoch: int
+    checkpoint: Path
+
+
+def new_model(preset: Preset, clip: nn.Module, seed: int = 0) -> VadCLIP:
+    """A model to train: the head fresh from ``seed``, CLIP as given and frozen.
+
+    Args:
+        preset: classes and sizes of the head.
+        clip: an ``open_clip.model.CLIP``, such as :func:`vadclip.clip.pretrained` gives.
+
+    Raises:
+        UserError: the CLIP's sizes do not fit.
+    """
+    sizes, width = clip_sizes(clip.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = ModelConfig(
+            width, preset.window, preset.layers, preset.labels, preset.anomaly, preset.heads, clip=sizes
+        )
+        return VadCLIP(config, clip)
+
+
+def video_scorer(store: FeatureStore, normal: NDArray[np.bool_], config: ModelConfig) -> Scorer:
+    """Scores a model by telling abnormal videos from normal ones, which needs no frame-level truth.
+
+    A video's score is the mean of its top-K snippet scores. The figure is the AUC where the C-branch gives the
+    anomaly score and the average precision where the A-branch does, as the paper has it for its two datasets.
+    """
+    figure = _figure(~normal, config.anomaly)
+    fetcher = Fetcher(store, config.positions, config.embed_dim)
+    groups = np.array_split(np.arange(len(normal)), -(-len(normal) // 32))
+
+    def score(model: VadCLIP) -> float:
+        device = model.frame_position_embeddings.weight.device
+        found = []
+        with torch.no_grad():
+            text = model.encode_text(model.config.labels)
+            for _, (features, lengths) in ahead(fetcher, groups):
+                lengths = lengths.to(device)
+                logits, alignment = model(features.to(device), lengths, text)
+                found.append(top_k_mean(_anomaly(logits, alignment, config.anomaly), lengths))
+        return figure(torch.cat(found))
+
+    return score
+
+
+def snippet_scorer(paths: Sequence[Path], truth: Sequence[NDArray[np.bool_]], config: ModelConfig) -> Scorer:
+    """Scores a model on whole videos against a truth for each snippet: AUC or AP as in :func:`video_scorer`.
+
+    Args:
+        paths: one feature file a video.
+        truth: bool [n] for each, true where the snippet is abnormal.
+        config: of the model.
+
+    Raises:
+        UserError: a file cannot be used, or has another number of snippets than its truth.
+    """
+    for path, marks in zip(paths, truth, strict=True):
+        if len(features := read_features(path, config.embed_dim)) != len(marks):
+            raise UserError(
+                f"{path} has {len(features)} snippets, but its ground truth has {len(marks)}: use features of the"
+                " whole test video"
+            )
+    figure = _figure(np.concatenate([np.asarray(marks, dtype=bool) for marks in truth]), config.anomaly)
+
+    def score(model: VadCLIP) -> float:
+        found = []
+        with torch.no_grad():
+            text = model.encode_text(model.config.labels)
+            for path in paths:
+                logits, alignment = model.score(torch.from_numpy(read_features(path, config.embed_dim)), text)
+                found.append(_anomaly(logits, alignment, config.anomaly))
+        return figure(torch.cat(found))
+
+    return score
+
+
+def _anomaly(logits: Tensor, alignment: Tensor, branch: Anomaly) -> Tensor:
+    return torch.sigmoid(logits) if branch == "confidence" else 1.0 - alignment.softmax(dim=-1)[..., NORMAL]
+
+
+def _figure(truth: NDArray[np.bool_], branch: Anomaly) -> Callable[[Tensor], float]:
+    """AUC or AP against ``truth``; what can be wrong is found now, not after the first epoch."""
+    try:
+        from sklearn.metrics import average_precision_score, roc_auc_score
+    except ImportError as error:
+        raise UserError("scikit-learn is not installed: install vadclip-edge[train] to select models") from error
+    if truth.all() or not truth.any():
+        raise UserError("the part that models are selected on is all normal or all abnormal: give it both")
+    function = roc_auc_score if branch == "confidence" else average_precision_score
+
+    def figure(scores: Tensor) -> float:
+        return float(function(truth, scores.cpu().numpy())) if scores.isfinite().all() else -math.inf
+
+    return figure
+
+
+@dataclass
+class _State:
+    """Where a run is, between two batches."""
+
+    epoch: int = 0
+    batch: int = 0  # of the epoch, the next one to train on
+    best: float | None = None
+    best_epoch: int = -1
+    evaluated: bool = False  # in this epoch
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])  # of the losses, and their number
+    rows: int = 0  # trained on, of all epochs
+    seconds: float = 0.0  # of this epoch
+    log: list[list[Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """One run; :func:`train` is the short way to it.
+
+    Args:
+        model: changed in place; its CLIP stays as it is.
+        listed: rows to train on.
+        store: their features.
+        recipe: how.
+        scorer: what models are selected by; None keeps the last one.
+        out: folder of the run.
+        run: what makes this run this run; another one is not gone on with.
+        device: where to compute.
+        precision: ``mixed`` computes the model in bfloat16 where PyTorch's autocast finds that safe, the losses
+            and the scores in float32; ``auto`` does so on CUDA.
+        save_seconds: at most so much work is lost when the run is killed.
+        say: takes one line of the log.
+    """
+
+    def __init__(
+        self,
+        model: VadCLIP,
+        listed: FeatureList,
+        store: FeatureStore,
+        recipe: Recipe,
+        scorer: Scorer | None,
+        out: Path,
+        run: dict[str, Any],
+        device: torch.device,
+        precision: Precision = "auto",
+        save_seconds: float = 300.0,
+        say: Say = print,
+    ) -> None:
+        self._model, self._recipe, self._scorer, self._say = model.to(device), recipe, scorer, say
+        self._out, self._run, self._device, self._save_seconds = out, run, device, save_seconds
+        self._mixed = precision == "mixed" or (precision == "auto" and device.type == "cuda")
+        self._normal = listed.normal
+        targets = listed.targets
+        if recipe.one_label:
+            targets = np.eye(targets.shape[1], dtype=np.float32)[targets.argmax(axis=1)]
+        self._targets = torch.from_numpy(targets)
+        self._fetch = Fetcher(store, model.config.positions, model.config.embed_dim)
+        self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self._best: dict[str, Tensor] = {}
+        self._state = _State()
+
+    def fit(self, progress: Progress | None = None) -> Result:
+        """Train from where the folder's state is to the end."""
+        recipe, state = self._recipe, self._state
+        if self._resume():
+            state = self._state
+            self._say(f"going on at epoch {state.epoch + 1}, batch {state.batch}")
+        saved = time.monotonic()
+        while state.epoch < recipe.epochs:
+            batches = epoch_rows(self._normal, recipe.batch, recipe.balanced, recipe.seed, state.epoch)
+            for group in self._optimizer.param_groups:
+                group["lr"] = recipe.lr_at(state.epoch)
+            mark = time.monotonic()
+            for rows, (features, lengths) in ahead(self._fetch, islice(batches, state.batch, None)):
+                self._step(rows, features, lengths)
+                state.batch, state.rows = state.batch + 1, state.rows + len(rows)
+                now = time.monotonic()
+                state.seconds, mark = state.seconds + now - mark, now
+                if recipe.evaluate_every and state.batch > 1 and (state.batch - 1) % recipe.evaluate_every == 0:
+                    self._evaluate(len(batches))
+                if progress is not None:
+                    progress(state.epoch * len(batches) + state.batch, recipe.epochs * len(batches))
+                if time.monotonic() - saved > self._save_seconds:
+                    self._save()
+                    saved = time.monotonic()
+            if not state.evaluated:
+                self._evaluate(len(batches))
+            if recipe.roll_back and self._best:
+                self._load(self._best)
+            state.epoch, state.batch, state.evaluated, state.seconds = state.epoch + 1, 0, False, 0.0
+            self._save()
+            if state.best_epoch == state.epoch - 1:
+                self._save_best()
+            saved = time.monotonic()
+        return self._finish()
+
+    def _step(self, rows: NDArray[np.integer], features: Tensor, lengths: Tensor) -> None:
+        model, recipe = self._model, self._recipe
+        model.train()
+        features, lengths = features.to(self._device), lengths.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
+            text = model.encode_text(model.config.labels)
+            logits, alignment = model(features, lengths, text)
+        targets = self._targets[torch.from_numpy(rows)].to(self._device)
+        losses = vadclip_losses(
+            logits,
+            alignment,
+            text,
+            targets,
+            lengths,
+            contrast_weight=recipe.contrast_weight,
+            contrast=recipe.contrast,
+        )
+        values = [losses.bce.item(), losses.nce.item(), losses.contrast.item()]
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"the loss is not finite in epoch {self._state.epoch + 1}, batch {self._state.batch + 1}:"
+                " train with a smaller learning rate or in float32"
+            )
+        self._optimizer.zero_grad()
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._state.sums = [total + value for total, value in zip(self._state.sums, [*values, 1.0], strict=True)]
+
+    def _evaluate(self, batches: int) -> None:
+        state = self._state
+        state.evaluated = True
+        score = None
+        if self._scorer is not None:
+            self._model.eval()
+            score = self._scorer(self._model)
+            if state.best is None or score > state.best:
+                state.best, state.best_epoch = score, state.epoch
+                self._best = {name: value.detach().clone() for name, value in self._parameters.items()}
+        bce, nce, contrast, count = state.sums
+        state.sums = [0.0, 0.0, 0.0, 0.0]
+        lr = self._recipe.lr_at(state.epoch)
+        means = [round(value / max(count, 1), 6) for value in (bce, nce, contrast)]
+        rounded = ["" if value is None else round(value, 6) for value in (score, state.best)]
+        state.log.append([state.epoch + 1, state.batch, state.rows, lr, *means, *rounded, round(state.seconds, 1)])
+        text = f"epoch {state.epoch + 1}/{self._recipe.epochs}  batch {state.batch}/{batches}  lr {lr:.1e}"
+        text += "  bce {:.4f}  nce {:.4f}  cts {:.4f}".format(*means)
+        self._say(text if score is None else f"{text}  score {score:.4f}  best {state.best:.4f}")
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self._parameters.items():
+                value.copy_(weights[name])
+
+    def _save(self) -> None:
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([_LOG, *self._state.log])
+        _write(self._out / "log.csv", lambda path: path.write_text(stream.getvalue(), encoding="utf-8"))
+        content = {
+            "format": _STATE,
+            "run": json.dumps(self._run, sort_keys=True),
+            "state": asdict(self._state),
+            "weights": {name: value.detach() for name, value in self._parameters.items()},
+            "best": self._best,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        _write(self._out / "state.pt", lambda path: torch.save(content, path))
+
+    def _resume(self) -> bool:
+        path = self._out / "state.pt"
+        if not path.exists():
+            return False
+        try:
+            content = torch.load(path, map_location=self._device, weights_only=True)
+            run = json.loads(content["run"])
+        except Exception as error:  # a damaged file can fail anywhere in the reader
+            raise UserError(f"{path} is damaged ({type(error).__name__}): remove it to begin again") from error
+        ours = json.loads(json.dumps(self._run))
+        if differing := sorted(key for key in {*run, *ours} if run.get(key) != ours.get(key)):
+            raise UserError(
+                f"{self._out} holds a run with another {differing[0]}: give the same to go on, or another folder"
+            )
+        self._load(content["weights"])
+        self._best = content["best"]
+        self._optimizer.load_state_dict(content["optimizer"])
+        self._state = _State(**content["state"])
+        return True
+
+    def _save_best(self) -> None:
+        """Write the best weights as a checkpoint; the model stays as it is."""
+        current = {name: value.detach().clone() for name, value in self._parameters.items()}
+        self._load(self._best)
+        save_checkpoint(self._model, self._out / "best.safetensors")
+        self._load(current)
+
+    def _finish(self) -> Result:
+        self._model.eval()
+        save_checkpoint(self._model, self._out / "last.safetensors")
+        if self._best:
+            self._load(self._best)
+        save_checkpoint(self._model, self._out / "best.safetensors")
+        epoch = self._state.best_epoch if self._best else self._recipe.epochs - 1
+        return Result(self._state.best, epoch, self._out / "best.safetensors")
+
+
+def train(
+    model: VadCLIP,
+    listed: FeatureList,
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    select: Select = "validation",
+    scorer: Scorer | None = None,
+    validation: float = 0.1,
+    mirrored: bool = False,
+    allow_missing: bool = False,
+    cache: bool = True,
+    device: str | torch.device = "cpu",
+    precision: Precision = "auto",
+    save_seconds: float = 300.0,
+    say: Say = print,
+    progress: Progress | None = None,
+) -> Result:
+    """Train a model, or go on with the run that ``out`` holds.
+
+    The same call with the same inputs gives the same weights on the same machine with the same number of threads,
+    also when it was killed and started again in between. Every input is checked before the first step.
+
+    Args:
+        model: from :func:`new_model` or a checkpoint; changed in place, its CLIP excepted.
+        listed: the training list.
+        out: folder of the run; made if it is not there.
+        recipe: see :func:`get_recipe`.
+        select: ``validation`` keeps the weights that are best on a part of the training list that is then not
+            trained on; ``test`` those that are best by ``scorer``, which the released code lets the TEST list
+            decide; ``last`` the last ones, trained on all of the list.
+        scorer: for ``select="test"``: :func:`snippet_scorer` or :func:`video_scorer` of the test list.
+        validation: share of the videos that are set aside.
+        mirrored: whether to validate on the mirrored centre crop (5), as the preset has it, or the plain one (0).
+        allow_missing: go on without the files that are not there.
+        cache: keep a packed copy of the features in the folder.
+        device: such as ``cpu`` or ``cuda``.
+        precision: see :class:`Trainer`.
+        save_seconds: see there.
+        say: takes one line of the log.
+        progress: told the batches done, and of how many.
+
+    Raises:
+        UserError: an input cannot be used, or ``out`` holds another run.
+    """
+    out = Path(out)
+    if listed.targets.shape[1] != len(model.config.labels):
+        raise UserError(
+            f"{listed.source} has {listed.targets.shape[1]} classes, but the model has {len(model.config.labels)}:"
+            " use the classes it was made for"
+        )
+    if (select == "test") != (scorer is not None):
+        raise UserError("selection on the test list needs a test list, and no other selection takes one")
+    listed, missing = without_missing(listed, allow_missing)
+    if missing:
+        say(f"{missing} feature files are missing and left out")
+    held: FeatureList | None = None
+    if select == "validation":
+        listed, held = split_by_video(listed, validation, recipe.seed)
+        held = one_crop(held, _VALIDATION_CROP[mirrored])
+        say(f"weights are selected on {len(held)} videos of the training list, which are not trained on")
+    elif select == "test":
+        say("weights are selected on the TEST list, as the released code does: the test score is then optimistic")
+    if listed.normal.all() or not listed.normal.any():
+        kind = "abnormal" if listed.normal.all() else "normal"
+        raise UserError(f"{listed.source} has no {kind} video to train on: training needs both kinds")
+    run = {
+        "recipe": asdict(recipe),
+        "training list": listed.fingerprint(),
+        "selection": [select, validation if held else 0],
+        "configuration": json.loads(model.config.to_json()),
+        "precision": precision,
+        "initial model": _weights_sha256(model),
+    }
+    width, positions = model.config.embed_dim, model.config.positions
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / "state.pt").exists():
+            write_json(out / "run.json", run)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}): name a folder for the run") from error
+    store = open_store(listed, width, positions, out / "features" if cache else None)
+    if held is not None:
+        kept = open_store(held, width, positions, out / "features-validation" if cache else None)
+        scorer = video_scorer(kept, held.normal, model.config)
+    say(f"training on {len(listed)} feature files ({int(listed.normal.sum())} normal), recipe {recipe.name}")
+    with _deterministic():
+        trainer = Trainer(
+            model, listed, store, recipe, scorer, out, run, torch.device(device), precision, save_seconds, say
+        )
+        return trainer.fit(progress)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let PyTorch prefer algorithms that always give the same bits."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _weights_sha256(model: VadCLIP) -> str:
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save says a full disk with a RuntimeError
+        raise UserError(f"{path} cannot be written ({error}): make room or name another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
