@@ -6,13 +6,14 @@ float32 already.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vadrun.files import sha256
 
 _FORMAT = "vadclip"
 _CLIP = "clipmodel."
+_TOKENS = _CLIP + "token_embedding.weight"
 _VOCABULARY = 49408  # of OpenAI's tokenizer
 # Keys that tell the sizes of the head; without them a file is no VadCLIP checkpoint.
 _HEAD_SHAPED = (
@@ -76,8 +78,10 @@ def load_checkpoint(
     """
     path = Path(path)
     preset = dataset if dataset is None or isinstance(dataset, Preset) else get_preset(dataset)
-    weights, saved = _read(path)
-    weights = _with_clip(path, _tensors(path, weights), clip)
+    loaded, saved = _read(path)
+    weights = _tensors(path, loaded)
+    _check_head(path, weights)
+    weights = _with_clip(path, weights, clip)
     layers = count_blocks(weights, "temporal.resblocks.")
     if preset is not None and window is None:
         _check_layers(path, preset, layers)
@@ -100,7 +104,7 @@ def load_checkpoint(
         if saved is None:
             config = ModelConfig(**sizes, **chosen)
         else:
-            config = replace(saved, **chosen)
+            config = replace(saved.config, **chosen)
             if replace(config, **sizes) != config:
                 raise UserError("its weights and its configuration say different sizes: save the model again")
     except UserError as error:
@@ -112,18 +116,24 @@ def load_checkpoint(
     weights = {key: value.to(torch.float32) for key, value in weights.items()}
     _check_finite(path, weights)
     model.load_state_dict(weights, strict=True, assign=True)
+    model.feature_settings = None if saved is None else saved.feature_settings
     return model.eval()
 
 
 def load_clip(path: str | Path) -> nn.Module:
-    """CLIP alone out of a checkpoint that :func:`load_checkpoint` takes; what the head is does not matter.
+    """CLIP alone: of a file of open_clip's weights, or out of a checkpoint that :func:`load_checkpoint` takes.
 
     Raises:
         UserError: the file cannot be used, or holds no CLIP.
     """
     path = Path(path)
-    weights = _with_clip(path, _tensors(path, _read(path)[0]), None)
-    inner = {key.removeprefix(_CLIP): value for key, value in weights.items() if key.startswith(_CLIP)}
+    weights = _tensors(path, _read(path)[0])
+    if "visual.proj" in weights:
+        inner = weights
+    else:
+        _check_head(path, weights)
+        weights = _with_clip(path, weights, None)
+        inner = {key.removeprefix(_CLIP): value for key, value in weights.items() if key.startswith(_CLIP)}
     try:
         config, embed_dim = clip_sizes(inner)
     except UserError as error:
@@ -139,15 +149,41 @@ def load_clip(path: str | Path) -> nn.Module:
     return clip.requires_grad_(False).eval()
 
 
-def save_checkpoint(model: VadCLIP, path: str | Path) -> None:
+def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) -> None:
     """Write a model as ``.safetensors`` with its configuration, whole or not at all.
+
+    Args:
+        model: what to write.
+        path: where to.
+        compact: in float16, and of the token embedding only the rows that are not zero; reads back like any other.
 
     Raises:
         UserError: the place cannot be written to.
     """
-    path = Path(path)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = dict(model.state_dict())
     metadata = {"format": _FORMAT, "config": model.config.to_json()}
+    if model.feature_settings is not None:
+        metadata["features"] = json.dumps(model.feature_settings)
+    if compact:
+        embedding = weights[_TOKENS]
+        rows = embedding.any(dim=1).nonzero().flatten()
+        weights[_TOKENS] = embedding[rows]
+        weights = {key: value.half() for key, value in weights.items()}
+        metadata[_TOKENS] = " ".join(str(int(row)) for row in rows)
+    _write(Path(path), weights, metadata)
+
+
+def save_clip(clip: nn.Module, path: str | Path) -> None:
+    """Write an ``open_clip.model.CLIP`` as ``.safetensors`` under open_clip's own names, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    _write(Path(path), clip.state_dict(), {})
+
+
+def _write(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         temporary.touch()
@@ -183,8 +219,16 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a readable file") from error
 
 
-def _read(path: Path) -> tuple[object, ModelConfig | None]:
-    """What the file holds, by its first bytes rather than its name, and the configuration if it has ours."""
+@dataclass(frozen=True)
+class _Saved:
+    """What a file of :func:`save_checkpoint` tells beside the weights."""
+
+    config: ModelConfig
+    feature_settings: dict[str, Any] | None
+
+
+def _read(path: Path) -> tuple[object, _Saved | None]:
+    """What the file holds, by its first bytes rather than its name, and what it tells if it is ours."""
     _check_file(path)
     with path.open("rb") as stream:
         start = stream.read(9)
@@ -198,7 +242,7 @@ def _read(path: Path) -> tuple[object, ModelConfig | None]:
     raise UserError(f"{path} is not a checkpoint: name a .pth file of torch.save or a .safetensors file")
 
 
-def _read_safetensors(path: Path) -> tuple[object, ModelConfig | None]:
+def _read_safetensors(path: Path) -> tuple[object, _Saved | None]:
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
@@ -208,9 +252,28 @@ def _read_safetensors(path: Path) -> tuple[object, ModelConfig | None]:
     if metadata.get("format") != _FORMAT:
         return weights, None
     try:
-        return weights, ModelConfig.from_json(metadata.get("config", ""))
+        config = ModelConfig.from_json(metadata.get("config", ""))
+        settings = dict(json.loads(metadata["features"])) if "features" in metadata else None
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: how its features were made does not read; save it again") from error
+    if _TOKENS in metadata:
+        weights[_TOKENS] = _with_zero_rows(path, weights.get(_TOKENS), metadata[_TOKENS], config.clip.vocab)
+    return weights, _Saved(config, settings)
+
+
+def _with_zero_rows(path: Path, kept: Tensor | None, numbers: str, count: int) -> Tensor:
+    """The token embedding that a compact checkpoint holds the rows ``numbers`` of."""
+    try:
+        rows = torch.tensor([int(number) for number in numbers.split()])
+        if kept is None:
+            raise ValueError("they are not there")
+        embedding = torch.zeros(count, kept.shape[1], dtype=kept.dtype)
+        embedding[rows] = kept
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: its token embeddings do not fit ({error}); get it again") from error
+    return embedding
 
 
 def _read_archive(path: Path) -> object:
@@ -269,9 +332,12 @@ def _tensors(path: Path, loaded: object) -> dict[str, Tensor]:
             raise UserError(f"{path} is not a VadCLIP checkpoint: its entry {key!r} is no weight")
         # torch.nn.DataParallel puts "module." before every key.
         weights[key.removeprefix("module.")] = value
+    return weights
+
+
+def _check_head(path: Path, weights: Mapping[str, Tensor]) -> None:
     if missing := [key for key in _HEAD_SHAPED if key not in weights]:
         raise UserError(f"{path} is not a VadCLIP checkpoint: it has no {_some(missing)}")
-    return weights
 
 
 def _with_clip(path: Path, weights: dict[str, Tensor], tag: str | None) -> dict[str, Tensor]:

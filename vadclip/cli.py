@@ -27,7 +27,13 @@ def parser() -> argparse.ArgumentParser:
         help="videos -> feature files",
         description="Write one feature file per video and crop; run again to go on where it stopped.",
     )
-    e.add_argument("source", nargs="+", type=Path, metavar="VIDEO", help="video files, or folders of them")
+    e.add_argument(
+        "source",
+        nargs="+",
+        type=Path,
+        metavar="VIDEO",
+        help="video files, folders of them, or a CSV list (path,label), for which one of the features is written too",
+    )
     e.add_argument("--out", required=True, type=Path, metavar="DIR", help="where NAME__0.npy ... go")
     e.add_argument(
         "--encoder",
@@ -35,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="WHAT",
         help="a bundle (fast), a checkpoint, or an open_clip tag such as openai",
     )
+    e.add_argument("--root", type=Path, metavar="DIR", help="where the videos of a list lie now")
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
@@ -83,11 +90,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _extract(arguments: argparse.Namespace) -> int:
-    from vadclip.extract import ExtractOptions, extract, open_encoder
+    from vadclip.extract import ExtractOptions, extract, open_encoder, write_list
+    from vadclip.lists import read_video_list
     from vadrun.sampling import Sampling
     from vadrun.video import named_videos
 
-    videos = named_videos(arguments.source)
+    lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix == ".csv"}
+    if len({path.name for path in lists}) < len(lists):
+        raise UserError("two lists have one name, and so would the lists of their features: rename one")
+    listed = [video for rows in lists.values() for video, _ in rows]
+    videos = named_videos([*(path for path in arguments.source if path not in lists), *listed])
     sampling = Sampling(
         pick=arguments.sample,
         by="frames" if arguments.snippet_seconds is None else "time",
@@ -115,6 +127,9 @@ def _extract(arguments: argparse.Namespace) -> int:
         f"{report.written} videos written, {report.kept} were there already, in {clock(time.monotonic() - began)}; "
         f"features in {arguments.out}"
     )
+    for path, rows in lists.items():
+        named = write_list(arguments.out / path.name, rows, options.crops)
+        print(f"list of {named} of {len(rows)} videos in {arguments.out / path.name}")
     for sentence in (*report.damaged, *report.failed):
         print(f"vadclip: {sentence}", file=sys.stderr)
     if report.failed and not report.written + report.kept:

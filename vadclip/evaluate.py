@@ -39,6 +39,7 @@ from vadclip.metrics import (
     frame_metrics,
 )
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset
+from vadclip.sidecar import FeatureSettings, check_test_features, common_settings, image_settings
 from vadrun.console import run_command, table, version
 from vadrun.errors import UserError
 from vadrun.files import whole_directory, write_json
@@ -67,6 +68,7 @@ class Scorer(Protocol):
         anomaly: the branch that gives its anomaly score.
         description: what it is and on what it runs, in one line.
         sha256: of the checkpoint file, or of the bundle's manifest; None for a model that is no file.
+        feature_settings: how its features are to be made (:mod:`vadclip.sidecar`); None where nothing says.
     """
 
     labels: Sequence[str]
@@ -74,6 +76,7 @@ class Scorer(Protocol):
     anomaly: str
     description: str
     sha256: str | None
+    feature_settings: FeatureSettings | None
 
     def score(self, features: NDArray[np.float32]) -> Scores:
         """Scores of one video's features [n,d]."""
@@ -106,6 +109,7 @@ class ModelScorer:
         self.anomaly: str = model.config.anomaly
         self.description = f"PyTorch {torch.__version__} on {place}"
         self.sha256 = sha256
+        self.feature_settings: FeatureSettings | None = model.feature_settings
 
     def score(self, features: NDArray[np.float32]) -> Scores:
         """Scores of one video's features [n,d]."""
@@ -137,6 +141,10 @@ class EngineScorer:
         self.anomaly = engine.bundle.model.anomaly
         self.description = engine.description
         self.sha256: str | None = engine.bundle.sha256
+        self.feature_settings: FeatureSettings | None = {
+            "sampling": engine.bundle.sampling.to_manifest(),
+            "preprocessing": image_settings(engine.bundle.preprocessing),
+        }
 
     def score(self, features: NDArray[np.float32]) -> Scores:
         """Scores of one video's features [n,d]."""
@@ -335,6 +343,7 @@ def evaluate(
     """
     names = tuple(preset.classes)
     classes = [tuple(names[c] for c in np.flatnonzero(row)) for row in listed.targets]
+    check_test_features(common_settings(listed.paths), scorer.feature_settings, "the model")
     snippets = _count_all(listed, scorer.width)
     if counts is not None:
         _check_counts(snippets, counts)

@@ -6,23 +6,26 @@ Reading, sampling and resizing are the runtime's own, so that what is trained is
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.sidecar import SIDECAR, image_settings, read_sidecar
 from vadrun.errors import UserError
 from vadrun.files import sha256, write_json
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
 from vadrun.video import Video
 
-SIDECAR = "features.json"
 DTYPES = ("float16", "float32")
 
 
@@ -114,6 +117,30 @@ def extract(
     return report
 
 
+def write_list(path: Path, videos: Sequence[tuple[Path, str]], crops: int) -> int:
+    """Write the list that training and evaluation read, beside the features of these videos; a row for each crop.
+
+    Videos without features, because they could not be read, are left out.
+
+    Returns:
+        How many of the videos it names.
+    """
+    rows = []
+    for video, label in videos:
+        names = [f"{video.stem}__{index}.npy" for index in range(crops)]
+        if all((path.parent / name).is_file() for name in names):
+            rows.append([(name, label) for name in names])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "label"), *chain.from_iterable(rows)])
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(rows)
+
+
 def _features(
     path: Path,
     encoder: Encoder,
@@ -137,29 +164,12 @@ def _features(
 
 def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> dict[str, Any]:
     """What the sidecar holds: everything that features depend on."""
-    image = preprocessing.to_manifest()
-    del image["crop"], image["mirror"]  # told by the number in the file's name
     return {
         "encoder": encoder.name,
         "sampling": options.sampling.to_manifest(),
-        "preprocessing": image,
+        "preprocessing": image_settings(preprocessing),
         "dtype": options.dtype,
     }
-
-
-def read_sidecar(folder: Path) -> dict[str, Any] | None:
-    """How the features in a folder were made, or None where nothing says.
-
-    Raises:
-        UserError: the sidecar does not read.
-    """
-    path = folder / SIDECAR
-    if not path.exists():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} does not read ({error}): extract into another folder") from error
 
 
 def _check_sidecar(out: Path, encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> None:

@@ -115,9 +115,35 @@ def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) 
                 f"{path}, line {line}: the label {label!r} is normal and abnormal at once: name one or the other"
             )
         targets[index, classes] = 1.0
-    place = _Moved(path.parent if root is None else Path(root), search=root is not None)
-    files = tuple(place(text) for _, text, _ in rows)
+    files = _places(path, [text for _, text, _ in rows], root)
     return FeatureList(str(path), files, tuple(label for _, _, label in rows), targets)
+
+
+def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tuple[Path, str]]:
+    """A list of videos in place of feature files, as ``vadclip extract`` takes it: each video and its label.
+
+    Paths are found as in :func:`load_list`; what the labels mean is not looked at.
+
+    Raises:
+        UserError: the file cannot be read, has another form, holds no row, or a video is missing.
+    """
+    path = Path(path)
+    rows = _read_rows(path)
+    if not rows:
+        raise UserError(f"{path} lists no video: add rows of path,label below the header")
+    videos = _places(path, [text for _, text, _ in rows], root)
+    missing = [video for video in videos if not video.is_file()]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {missing[0]}:"
+            " name the folder they are in as the root, or take them off the list"
+        )
+    return [(video, label) for video, (_, _, label) in zip(videos, rows, strict=True)]
+
+
+def _places(path: Path, texts: Sequence[str], root: str | Path | None) -> tuple[Path, ...]:
+    place = _Moved(path.parent if root is None else Path(root), search=root is not None)
+    return tuple(place(text) for text in texts)
 
 
 def without_missing(listed: FeatureList, allow_missing: bool = False) -> tuple[FeatureList, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class VadCLIP(nn.Module):
     def __init__(self, config: ModelConfig, clip: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
+        self.feature_settings: Mapping[str, Any] | None = None
+        """How the features that it was trained on were made (:mod:`vadclip.sidecar`); None where nothing says."""
         width = config.embed_dim
         self.clipmodel: Any = build_clip(width, config.clip) if clip is None else clip
         self.frame_position_embeddings = nn.Embedding(config.positions, width)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
 from vadclip.presets import Anomaly, get_preset
+from vadclip.sidecar import image_settings
 from vadexport import certificate
 from vadexport.encoder_graph import encoder_graph
 from vadexport.graph import OPSET, node_kinds
@@ -50,7 +52,7 @@ class BuildOptions:
     clip: str | None = None
     mirror: bool | None = None
     crop: str = "center"
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None
     probe: Sequence[Path] = ()
     force: bool = False
 
@@ -86,9 +88,10 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
     ).eval()
     config = model.config
     preprocessing = Preprocessing.for_size(config.clip.image_size, crop=options.crop, mirror=_mirror(options))
+    sampling = _sampling(options, model.feature_settings, preprocessing)
     if options.probe:
         say(f"reading probe frames of {len(options.probe)} video{'s' if len(options.probe) > 1 else ''}")
-        frames = video_frames(options.probe, options.sampling, preprocessing)
+        frames = video_frames(options.probe, sampling, preprocessing)
     else:
         frames = drawn_frames(config.clip.image_size)
 
@@ -134,7 +137,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
                 patch_size=config.clip.patch,
             ),
             preprocessing=preprocessing,
-            sampling=options.sampling,
+            sampling=sampling,
             files=files,
             checkpoint={"name": options.checkpoint.name, "sha256": checkpoint_sha256(options.checkpoint)},
             graphs=graphs,
@@ -163,6 +166,25 @@ def _mirror(options: BuildOptions) -> bool:
     if options.mirror is not None:
         return options.mirror
     return options.dataset is not None and get_preset(options.dataset).mirrored
+
+
+def _sampling(options: BuildOptions, trained: Mapping[str, Any] | None, preprocessing: Preprocessing) -> Sampling:
+    """What was asked for, or else what the checkpoint was trained on, or else the reference's."""
+    if trained is None:
+        return options.sampling or Sampling()
+    if trained.get("preprocessing") != image_settings(preprocessing):
+        raise UserError(
+            f"{options.checkpoint} was trained on features made with preprocessing"
+            f" {json.dumps(trained.get('preprocessing'))}, but its bundle would have"
+            f" {json.dumps(image_settings(preprocessing))}: extract the features again and train on them"
+        )
+    sampling = Sampling.from_manifest(trained.get("sampling") or {})
+    if options.sampling not in (None, sampling):
+        raise UserError(
+            f"{options.checkpoint} was trained on features made with sampling {json.dumps(sampling.to_manifest())}, not"
+            f" {json.dumps(options.sampling.to_manifest())}: leave --sample and --snippet-seconds out"
+        )
+    return sampling
 
 
 def _encoder(weights: dict[str, NDArray[Any]], config: Any, options: BuildOptions) -> onnx.ModelProto:

@@ -47,12 +47,16 @@ def parser() -> argparse.ArgumentParser:
     m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
     m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
     v = b.add_argument_group("how video becomes frames (kept in the bundle)")
-    v.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
+    v.add_argument(
+        "--sample",
+        metavar="WHICH",
+        help="frame of a snippet: first, middle or mean (default: as the model was trained, else middle)",
+    )
     v.add_argument(
         "--snippet-seconds",
         type=float,
         metavar="SEC",
-        help="cut snippets by time, for cameras of any rate (default: every 16 frames)",
+        help="cut snippets by time, for cameras of any rate (default: as the model was trained, else every 16 frames)",
     )
     v.add_argument("--crop", default="center", metavar="WHERE", help="center, top-left, ... (default center)")
     v.add_argument(
@@ -93,6 +97,12 @@ def _build(arguments: argparse.Namespace) -> int:
         ) from error
     from vadrun.sampling import Sampling
 
+    sampling = None
+    if arguments.sample is not None or arguments.snippet_seconds is not None:
+        by_time = arguments.snippet_seconds is not None
+        sampling = Sampling(
+            pick=arguments.sample or "middle", by="time" if by_time else "frames", seconds=arguments.snippet_seconds
+        )
     options = BuildOptions(
         checkpoint=arguments.checkpoint,
         out=arguments.out,
@@ -106,11 +116,7 @@ def _build(arguments: argparse.Namespace) -> int:
         clip=arguments.clip,
         mirror=arguments.mirror,
         crop=arguments.crop,
-        sampling=Sampling(
-            pick=arguments.sample,
-            by="frames" if arguments.snippet_seconds is None else "time",
-            seconds=arguments.snippet_seconds,
-        ),
+        sampling=sampling,
         probe=arguments.probe,
         force=arguments.force,
     )

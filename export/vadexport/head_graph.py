@@ -164,6 +164,10 @@ def _similarity(graph: Graph, x: str, sizes: HeadSizes, mask: _PaddingMask) -> s
     norms = graph.op("ReduceL2", x, last, name="similarity/norms", keepdims=1)
     norms_row = graph.op("Transpose", norms, name="similarity/norms/row", perm=[0, 2, 1])
     scale = graph.op("MatMul", norms, norms_row, name="similarity/scale")
+    if sizes.mask_padding:
+        # Beyond the length x is 0. A NaN there would be dropped below by ONNX's rules, but not by every backend's
+        # fused kernels; products of real norms are far above this.
+        scale = graph.op("Max", scale, graph.constant("tiny", np.array(1e-30, np.float32)), name="similarity/safe")
     cosine = graph.op("Div", product, scale, name="similarity/cosine")
     threshold = graph.constant("similarity/threshold", np.array(sizes.similarity_threshold, np.float32))
     strong = graph.op("Greater", cosine, threshold, name="similarity/strong")

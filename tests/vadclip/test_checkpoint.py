@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.golden import Golden
 from vadclip import VadCLIP, checkpoint_sha256, get_preset, load_checkpoint, save_checkpoint
+from vadclip.checkpoint import load_clip, save_clip
 from vadclip.clip import build_clip
 from vadrun.errors import UserError
 
@@ -182,6 +184,49 @@ def test_safetensors_round_trip_is_exact(golden: Golden, tmp_path: Path) -> None
         again.score(golden["features_37"], text), model.score(golden["features_37"], text), strict=True
     ):
         assert torch.equal(got, expected)
+
+
+def test_compact_file(ucf: Golden, tmp_path: Path) -> None:
+    """Half precision, and no rows of words that are zero; how its features were made is kept."""
+    model, path = ucf.load(), tmp_path / "model.safetensors"
+    with torch.no_grad():
+        embedding = model.clipmodel.token_embedding.weight
+        kept = torch.zeros(len(embedding), dtype=torch.bool)
+        kept[[5, 320, 49406, 49407]] = True
+        embedding[~kept] = 0.0
+    model.feature_settings = {"encoder": "e", "sampling": {"frames": 16}}
+    save_checkpoint(model, path, compact=True)
+    assert path.stat().st_size < sum(value.numel() for value in model.state_dict().values()) / 3
+    again = load_checkpoint(path)
+    assert again.feature_settings == model.feature_settings and again.config == model.config
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value.half().float()), key
+
+
+def test_compact_file_that_is_damaged(ucf: Golden, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(ucf.load(), path, compact=True)
+    with safe_open(path, "pt") as stream:
+        weights, metadata = {key: stream.get_tensor(key) for key in stream.keys()}, stream.metadata()  # noqa: SIM118
+    for key, value, expected in (
+        ("clipmodel.token_embedding.weight", "0 1", "token embeddings do not fit"),
+        ("clipmodel.token_embedding.weight", "0 x", "token embeddings do not fit"),
+        ("features", "[1]", "how its features were made does not read"),
+    ):
+        save_file(weights, path, metadata={**metadata, key: value})
+        assert expected in refused(path, dataset=None)
+
+
+def test_clip_alone(xd: Golden, tmp_path: Path) -> None:
+    """Out of a VadCLIP checkpoint, or a file of open_clip's weights."""
+    clip = load_clip(xd.checkpoint)
+    save_clip(clip, tmp_path / "clip.safetensors")
+    again = load_clip(tmp_path / "clip.safetensors").state_dict()
+    assert list(again) == list(clip.state_dict())
+    assert all(torch.equal(again[key], value) for key, value in clip.state_dict().items())
+    assert "is not a VadCLIP checkpoint" in refused(tmp_path / "clip.safetensors")
+    with pytest.raises(UserError, match="is not a VadCLIP checkpoint: it has no"):
+        load_clip(save({"a": torch.zeros(1)}, tmp_path))
 
 
 def test_saved_settings_can_be_changed_but_the_mask_stays(xd: Golden, tmp_path: Path) -> None:

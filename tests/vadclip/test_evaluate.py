@@ -17,6 +17,7 @@ from vadclip.metrics import detection_map, frame_metrics
 from vadclip.presets import PRESETS
 from vadclip.report import confusion
 from vadrun.errors import UserError
+from vadrun.sampling import Sampling
 from vadrun.scoring import Scores
 
 ANNOTATIONS = """\
@@ -68,6 +69,7 @@ class Oracle:
     anomaly = "confidence"
     description = "an oracle"
     sha256 = None
+    feature_settings = None
 
     def __init__(self) -> None:
         self.calls = 0
@@ -279,6 +281,14 @@ def test_features_that_are_not_finite(place: Place) -> None:
     np.save(place.features("Fight2"), features)
     with pytest.raises(UserError, match=r"Fight2__5.npy has NaN or infinite features in 2 of 29 .* first is 3:"):
         evaluate(Oracle(), place.read(), PRESETS["ucf"], read_annotations(place.annotations))
+
+
+def test_refused_making(place: Place, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Features that were sampled otherwise than the bundle samples."""
+    made = {"encoder": "e", "sampling": Sampling(pick="mean").to_manifest()}
+    (place.folder / "features" / "features.json").write_text(json.dumps(made))
+    assert main(place.arguments(bundles["ucf"])) == 2
+    assert "made with sampling" in capsys.readouterr().err
 
 
 def test_refused_truth(place: Place) -> None:

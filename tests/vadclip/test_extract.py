@@ -11,6 +11,8 @@ from tests import clips
 from tests.golden import Golden
 from vadclip.cli import main
 from vadclip.images import normalise
+from vadclip.lists import load_list
+from vadclip.presets import PRESETS
 from vadrun import Engine, Video
 from vadrun.preprocessing import Preprocessing
 
@@ -56,7 +58,7 @@ def test_a_checkpoint_gives_what_its_bundle_gives(
     footage: Path, bundles: dict[str, Path], ucf: Golden, tmp_path: Path
 ) -> None:
     options = ("--dtype", "float32", "--sample", "mean")
-    assert run(footage, "--encoder", bundles["ucf"], "--out", tmp_path / "bundle", *options) == 0
+    assert run(footage, "--encoder", bundles["ucf"], "--precision", "fp32", "--out", tmp_path / "bundle", *options) == 0
     assert run(footage, "--encoder", ucf.checkpoint, "--out", tmp_path / "torch", *options) == 0
     for name in ("a", "b"):
         fast, slow = (np.load(tmp_path / kind / f"{name}__0.npy") for kind in ("bundle", "torch"))
@@ -149,3 +151,21 @@ def test_the_sidecar_tells_the_encoder(footage: Path, bundles: dict[str, Path], 
 def test_normalisation_is_clips() -> None:
     image = normalise(np.full((1, 2, 2, 3), 255, np.uint8))
     assert torch.allclose(image[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4)
+
+
+def test_a_list_of_videos_gives_a_list_of_features(
+    footage: Path, bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed, out = tmp_path / "train.csv", tmp_path / "out"
+    (tmp_path / "bad.mp4").write_text("text")
+    listed.write_text(f"path,label\n/elsewhere/a.mp4,Normal\n{tmp_path}/bad.mp4,Abuse\nb.mp4,Abuse-Arson\n")
+    assert run(listed, "--encoder", bundles["ucf"], "--out", out) == 2
+    assert "3 of 3 videos are missing" not in (error := capsys.readouterr().err) and "2 of 3 videos" in error
+    assert not out.exists()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes((footage / name).read_bytes())
+    assert run(listed, "--root", tmp_path, "--encoder", bundles["ucf"], "--out", out, "--crops", 10) == 1
+    assert f"list of 2 of 3 videos in {out / 'train.csv'}" in capsys.readouterr().out
+    found = load_list(out / "train.csv", PRESETS["ucf"])
+    assert len(found) == 20 and found.crops[:10] == tuple(range(10)) and all(path.is_file() for path in found.paths)
+    assert found.labels[::10] == ("Normal", "Abuse-Arson")

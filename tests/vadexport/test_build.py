@@ -11,10 +11,12 @@ import pytest
 from tests import clips
 from tests.golden import Golden
 from vadclip import save_checkpoint
+from vadclip.sidecar import image_settings
 from vadexport import build as build_module
 from vadexport.build import BuildOptions, ParityError, build
 from vadexport.probe import Probe, drawn_frames
 from vadrun import Engine, UserError
+from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 
 
@@ -47,12 +49,15 @@ def test_the_same_checkpoint_gives_the_same_bundle(bundles: dict[str, Path], ucf
 def test_a_half_precision_bundle(golden: Golden, tmp_path: Path, backend: str) -> None:
     out = tmp_path / "half"
     verification = build(BuildOptions(golden.checkpoint, out, dataset=golden.dataset, precision="fp16"))
-    assert {c.limits.cosine for c in verification.checks if c.artifact == "encoder"} == {0.999}
+    encoders = [c for c in verification.checks if c.artifact == "encoder"]
+    # Where the processor has bfloat16, OpenVINO computes in that by default, and has limits of its own.
+    assert {c.limits.cosine for c in encoders if c.precision == "fp32 (fp16 weights)"} == {0.999}
+    assert {c.limits.cosine for c in encoders if c.precision == "bf16"} <= {0.998}
     assert {c.limits.score for c in verification.checks if c.artifact == "head"} == {1e-4}
     assert manifest(out)["files"]["encoder.fp16.onnx"]["precision"] == "fp16"
     full = golden.load()
     probe = Probe.load(out / "probe.npz")
-    with Engine.load(out, backend) as engine:
+    with Engine.load(out, backend, precision="fp32") as engine:
         assert engine.backend.encoder_file == "encoder.fp16.onnx"
         features = engine.encode(probe.frames)
     cosine = (
@@ -70,6 +75,25 @@ def test_our_own_format_needs_no_dataset(ucf: Golden, tmp_path: Path) -> None:
     found = manifest(tmp_path / "bundle")
     assert found["model"]["dataset"] is None
     assert found["model"]["labels"] == ucf.config["labels"]
+
+
+def test_the_bundle_samples_as_the_model_was_trained(ucf: Golden, tmp_path: Path) -> None:
+    model, path = ucf.load(), tmp_path / "model.safetensors"
+    made = {
+        "sampling": Sampling(pick="first").to_manifest(),
+        "preprocessing": image_settings(Preprocessing.for_size(64)),
+    }
+    model.feature_settings = made
+    save_checkpoint(model, path)
+    build(BuildOptions(path, tmp_path / "bundle"))
+    assert manifest(tmp_path / "bundle")["sampling"] == made["sampling"]
+    with pytest.raises(UserError, match=r"trained on features made with sampling .*first.*, not .*mean"):
+        build(BuildOptions(path, tmp_path / "other", sampling=Sampling(pick="mean")))
+    model.feature_settings = {**made, "preprocessing": {"size": 32}}
+    save_checkpoint(model, path)
+    with pytest.raises(UserError, match=r"made with preprocessing .*32.*, but its bundle would have"):
+        build(BuildOptions(path, tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_the_user_chooses_is_in_the_bundle(ucf: Golden, tmp_path: Path) -> None:

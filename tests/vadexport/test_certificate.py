@@ -34,9 +34,11 @@ def test_every_backend_is_checked_and_passes(bundles: dict[str, Path]) -> None:
     seen = {(check.artifact, check.backend) for check in verification.checks}
     for backend in ("onnxruntime:cpu", "openvino:cpu"):
         assert {(artifact, backend) for artifact in ("encoder", "head", "chain")} <= seen
+    assert "fp32" in {check.precision for check in verification.checks if check.backend == "openvino:cpu"}
     for check in verification.checks:
-        assert check.cosine_min is None or check.cosine_min > 0.99999
-        assert check.score_max is None or check.score_max < 1e-4
+        cosine, score = (0.998, 2e-2) if check.precision == "bf16" else (0.99999, 1e-4)
+        assert check.cosine_min is None or check.cosine_min > cosine
+        assert check.score_max is None or check.score_max < score
         assert check.events_gained in (None, 0) and check.events_lost in (None, 0)
 
 
@@ -104,7 +106,7 @@ def test_a_certificate_of_another_bundle_is_not_kept(bundle_copy: Path) -> None:
 
 
 def test_the_table_says_what_failed(bundle_copy: Path) -> None:
-    spoil(bundle_copy, "head.onnx", "global/linear.weight", 1.5)
+    spoil(bundle_copy, "head.onnx", "position", float("nan"))
     lines = certificate.verify(bundle_copy).table().splitlines()
     assert lines[0].split()[:3] == ["artifact", "backend", "precision"]
     assert {line.split()[0] for line in lines if line.endswith("FAIL")} == {"head", "chain"}

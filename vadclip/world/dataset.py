@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -80,8 +80,9 @@ def write_dataset(
     """Make a data set; a second call goes on where the first was stopped.
 
     The folder holds ``videos/NAME.mp4``, ``train.csv`` and ``test.csv`` (``path,label``, paths from the folder),
-    ``annotations.json`` (every test video's frames, rate and intervals), ``captions.jsonl`` (video, frame, caption,
-    split, label of the frame) and ``world.json`` (what was asked for). Lists are written when every video is there.
+    ``annotations.csv`` (``video,label,start,end``: the events of the test videos in frames), ``annotations.json``
+    (the same with rate, seconds and scene), ``captions.jsonl`` (video, frame, caption, split, label of the frame) and
+    ``world.json`` (what was asked for). Lists are written when every video is there.
     Decoded pictures depend on the seed, and on the version of x264 in PyAV; they have been compressed.
 
     Args:
@@ -185,11 +186,11 @@ def _make(folder: Path, seed: int, key: tuple[str, str, int], seconds: tuple[flo
 
 def _write_lists(folder: Path, records: list[dict[str, Any]]) -> None:
     for split in SPLITS:
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "label"])
-        writer.writerows([record["path"], record["label"]] for record in records if record["split"] == split)
-        _write_text(folder / f"{split}.csv", text.getvalue())
+        rows = [(record["path"], record["label"]) for record in records if record["split"] == split]
+        _write_csv(folder / f"{split}.csv", ("path", "label"), rows)
+    tested = [record for record in records if record["split"] == "test"]
+    events = [(record["video"], span["label"], *span["frames"]) for record in tested for span in record["intervals"]]
+    _write_csv(folder / "annotations.csv", ("video", "label", "start", "end"), events)
     lines = []
     for record in records:
         for frame, caption in record.pop("captions"):
@@ -202,9 +203,15 @@ def _write_lists(folder: Path, records: list[dict[str, Any]]) -> None:
         {
             "labels": list(LABELS),
             "intervals": "frames and seconds are [first, one after the last)",
-            "videos": {record["video"]: record for record in records if record["split"] == "test"},
+            "videos": {record["video"]: record for record in tested},
         },
     )
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    _write_text(path, text.getvalue())
 
 
 def _write_text(path: Path, text: str) -> None:

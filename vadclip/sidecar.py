@@ -1,0 +1,106 @@
+"""How features were made: ``features.json`` beside them, and what keeps two kinds from being mixed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vadrun.errors import UserError
+from vadrun.preprocessing import Preprocessing
+from vadrun.sampling import Sampling
+
+SIDECAR = "features.json"
+_DECISIVE = ("encoder", "sampling", "preprocessing")  # the number type changes nothing that matters
+
+FeatureSettings = Mapping[str, Any]
+"""``encoder`` (a name), ``sampling`` and ``preprocessing`` (as in a bundle's manifest, without crop and mirror)."""
+
+
+def image_settings(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What of the preprocessing all crops have in common; which one it is tells the number in a file's name."""
+    values = preprocessing.to_manifest()
+    del values["crop"], values["mirror"]
+    return values
+
+
+def read_sidecar(folder: Path) -> dict[str, Any] | None:
+    """How the features in a folder were made, or None where nothing says.
+
+    Raises:
+        UserError: the sidecar does not read.
+    """
+    path = folder / SIDECAR
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not read ({error}): extract into another folder") from error
+
+
+def common_settings(paths: Iterable[Path]) -> dict[str, Any] | None:
+    """How the feature files of a list were made; None where no folder says, as with the authors' files.
+
+    Raises:
+        UserError: two folders say different things, or one says nothing and another does.
+    """
+    found: dict[Path, dict[str, Any] | None] = {}
+    for path in paths:
+        if path.parent not in found:
+            found[path.parent] = read_sidecar(path.parent)
+    folders = list(found)
+    for folder in folders[1:]:
+        one, other = found[folders[0]], found[folder]
+        if (one is None) != (other is None):
+            silent, telling = (folders[0], folder) if one is None else (folder, folders[0])
+            raise UserError(
+                f"the list mixes features: {telling} has a {SIDECAR} that tells how they were made, {silent} has none:"
+                " extract all of them with the same settings"
+            )
+        if one is not None and other is not None:
+            key = differing(one, other)
+            if key is not None:
+                raise UserError(
+                    f"the list mixes features: {folders[0]} was made with {key} {json.dumps(one.get(key))}, {folder}"
+                    f" with {json.dumps(other.get(key))}: extract all of them with the same settings"
+                )
+    return found[folders[0]] if folders else None
+
+
+def differing(one: FeatureSettings, other: FeatureSettings) -> str | None:
+    """The first decisive setting in which two differ; one that either does not tell is not compared."""
+    for key in _DECISIVE:
+        if key in one and key in other and one[key] != other[key]:
+            return key
+    return None
+
+
+def check_test_features(settings: FeatureSettings | None, trained: FeatureSettings | None, what: str) -> None:
+    """Refuse test features that frames cannot be told from, or that were made in another way than the model's.
+
+    Args:
+        settings: of the test features.
+        trained: what the model was trained on or, of a bundle, what it runs with.
+        what: the model, for the message.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if settings is None:
+        return
+    sampling = settings.get("sampling")
+    if isinstance(sampling, Mapping) and (sampling.get("by"), sampling.get("frames")) != ("frames", Sampling().frames):
+        raise UserError(
+            f"the test features' snippets are not of {Sampling().frames} frames ({json.dumps(dict(sampling))}), and"
+            " frame-level truth is: extract them again without --snippet-seconds"
+        )
+    if trained is None:
+        return
+    for key in ("sampling", "preprocessing"):  # a bundle's encoder has another name than the checkpoint's
+        if key in trained and settings.get(key, trained[key]) != trained[key]:
+            raise UserError(
+                f"the test features were made with {key} {json.dumps(settings[key])}, but {what} wants"
+                f" {json.dumps(trained[key])}: extract them with the same settings"
+            )
