@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vadclip import evaluate
 from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
+
+if TYPE_CHECKING:
+    from vadclip.config import Design, ModelConfig
+    from vadclip.evaluate import Evaluation
+    from vadclip.groundtruth import Annotations
+    from vadclip.lists import FeatureList
+    from vadclip.selection import Scorer
+    from vadclip.train import Result
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,13 +59,22 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
-    _add_train(commands.add_parser("train", help="feature files -> checkpoint", description=TRAIN))
+    t = commands.add_parser("train", help="feature files -> checkpoint", description=TRAIN)
+    _add_train(t)
+    t.add_argument("--seed", type=int, default=234, metavar="N", help="of weights and order (default 234)")
+    _add_test_list(t, "for --select test", required=False)
+    a = commands.add_parser("ablate", help="the paper's ablations", description=ABLATE)
+    _add_train(a)
+    _add_ablate(a)
+    _add_test_list(a, "on which every row is evaluated", required=True)
     v = commands.add_parser("evaluate", help="a model on a test list", description="Evaluate a checkpoint or a bundle.")
     evaluate.add_arguments(v)
     return p
 
 
-TRAIN = """Train VadCLIP on feature files with video-level labels; run again to go on where it stopped."""
+TRAIN = """Train VadCLIP on feature files with video-level labels; run again to go on where it stopped. On several GPUs:
+torchrun --nproc-per-node N -m vadclip.cli train ..."""
+ABLATE = """Train and evaluate the rows of the paper's Tables 5 to 7 and write their tables; run again to go on."""
 
 
 def _add_train(t: argparse.ArgumentParser) -> None:
@@ -66,26 +85,52 @@ def _add_train(t: argparse.ArgumentParser) -> None:
     )
     t.add_argument("--dataset", metavar="NAME", help="ucf or xd; or give --classes")
     t.add_argument("--classes", type=Path, metavar="FILE", help="your own classes and their prompts (YAML or JSON)")
-    t.add_argument("--root", type=Path, metavar="DIR", help="where the feature files of the list lie now")
+    t.add_argument("--root", type=Path, metavar="DIR", help="where the feature files of the lists lie now")
     t.add_argument("--recipe", default="reference", metavar="NAME", help="reference (default) or paper")
     t.add_argument("--epochs", type=int, metavar="N", help="other than the recipe's")
     t.add_argument("--batch", type=int, metavar="N", help="other than the recipe's")
     t.add_argument("--lr", type=float, metavar="X", help="learning rate other than the recipe's")
-    t.add_argument("--seed", type=int, default=234, metavar="N", help="of weights and order (default 234)")
     t.add_argument(
         "--select",
         default="validation",
-        choices=("validation", "last"),
-        help="keep the weights that are best on a part of the list set aside (default), or the last ones",
+        choices=("validation", "test", "last"),
+        help="keep the weights that are best on a part of the list set aside (default), those that are best on the "
+        "test list, as the released code does, or the last ones",
+    )
+    t.add_argument(
+        "--validation", type=float, default=0.1, metavar="SHARE", help="of the videos that are set aside (default 0.1)"
     )
     t.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
     t.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto)")
+    t.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "float32", "mixed"),
+        help="mixed computes in bfloat16 where that is safe; auto (default) does so on CUDA",
+    )
+    t.add_argument("--tensorboard", action="store_true", help="write event files for TensorBoard beside log.csv")
+    t.add_argument("--quiet", action="store_true", help="no log lines and no progress; log.csv is written all the same")
+
+
+def _add_test_list(t: argparse.ArgumentParser, why: str, required: bool) -> None:
+    g = t.add_argument_group(f"the test list, {why}")
+    g.add_argument("--test-list", type=Path, required=required, metavar="CSV", help="path,label of feature files")
+    g.add_argument(
+        "--annotations", type=Path, required=required, metavar="FILE", help="anomalous frames, as the data set has them"
+    )
+    g.add_argument("--events", type=Path, metavar="FILE", help="events with their classes, if not in --annotations")
+
+
+def _add_ablate(t: argparse.ArgumentParser) -> None:
+    t.add_argument("--table", type=int, nargs="+", default=[], metavar="N", help="tables 5, 6, 7 (default: all)")
+    t.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="single rows, such as only-gcn")
+    t.add_argument("--seeds", type=int, nargs="+", default=[234], metavar="N", help="one training each (default 234)")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"extract": _extract, "train": _train, "evaluate": evaluate.run}
+    commands = {"extract": _extract, "train": _train, "ablate": _ablate, "evaluate": evaluate.run}
     return run_command("vadclip", lambda: commands[arguments.command](arguments))
 
 
@@ -137,40 +182,121 @@ def _extract(arguments: argparse.Namespace) -> int:
     return DAMAGED if report.failed or report.damaged else 0
 
 
+class _Training:
+    """What ``train`` and ``ablate`` have in common: inputs that are checked, and runs."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import torch
+
+        from vadclip.checkpoint import load_clip
+        from vadclip.clip import pretrained
+        from vadclip.extract import clip_name
+        from vadclip.lists import load_classes, load_list
+        from vadclip.presets import get_preset
+        from vadclip.recipes import get_recipe
+        from vadclip.sidecar import check_clip
+
+        if (arguments.dataset is None) == (arguments.classes is None):
+            raise UserError("the classes are not clear: give either --dataset (ucf or xd) or --classes FILE")
+        self.arguments = arguments
+        self.preset = load_classes(arguments.classes) if arguments.classes else get_preset(arguments.dataset)
+        given = {name: getattr(arguments, name) for name in ("epochs", "batch", "lr")}
+        changed = {name: value for name, value in given.items() if value is not None}
+        self.recipe = replace(get_recipe(arguments.recipe, self.preset.name), **changed)
+        self.listed = load_list(arguments.list, self.preset, arguments.root)
+        source = Path(arguments.clip)
+        self.clip = load_clip(source) if source.exists() or source.suffix else pretrained(arguments.clip)
+        check_clip(self.listed.paths, clip_name(arguments.clip))
+        self.device = arguments.device
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.test = self._test_list() if arguments.test_list else None
+
+    def _test_list(self) -> tuple[FeatureList, Annotations, Annotations | None]:
+        from vadclip.groundtruth import read_annotations
+        from vadclip.lists import load_list, one_crop, without_missing
+
+        arguments = self.arguments
+        if arguments.annotations is None:
+            raise UserError("a test list says nothing without its truth: give --annotations")
+        listed, _ = without_missing(load_list(arguments.test_list, self.preset, arguments.root))
+        events = None if arguments.events is None else read_annotations(arguments.events)
+        return one_crop(listed, 5 if self.preset.mirrored else 0), read_annotations(arguments.annotations), events
+
+    def run(self, design: Design | None, seed: int, out: Path) -> Result:
+        from vadclip.train import new_model, train
+
+        arguments = self.arguments
+        model = new_model(self.preset, self.clip, seed, design)
+        bar = ProgressLine(f"training {out.name}", not arguments.quiet)
+        scorer = None
+        if arguments.select == "test":
+            if self.test is None:
+                raise UserError("--select test needs the test list: give --test-list and --annotations")
+            scorer = self._scorer(model.config)
+
+        def say(line: str) -> None:
+            bar.clear()
+            if not arguments.quiet:
+                print(line, flush=True)
+
+        result = train(
+            model,
+            self.listed,
+            out,
+            replace(self.recipe, seed=seed),
+            select=arguments.select,
+            scorer=scorer,
+            validation=arguments.validation,
+            mirrored=self.preset.mirrored,
+            allow_missing=arguments.allow_missing,
+            device=self.device,
+            precision=arguments.precision,
+            tensorboard=arguments.tensorboard,
+            say=say,
+            progress=lambda done, total: bar.count(done, total, "batches"),
+        )
+        bar.clear()
+        return result
+
+    def _scorer(self, config: ModelConfig) -> Scorer:
+        from vadclip.data import read_features
+        from vadclip.groundtruth import ground_truth, video_name
+        from vadclip.selection import snippet_scorer
+
+        assert self.test is not None
+        listed, annotations, _ = self.test
+        counts = {video_name(str(path)): len(read_features(path, config.embed_dim)) for path in listed.paths}
+        return snippet_scorer(listed.paths, [truth.mask for truth in ground_truth(annotations, counts)], config)
+
+    def evaluated(self, design: Design, seed: int, out: Path) -> Evaluation:
+        from vadclip.checkpoint import load_checkpoint
+
+        assert self.test is not None
+        listed, annotations, events = self.test
+        checkpoint = self.run(design, seed, out).checkpoint
+        scorer = evaluate.ModelScorer(load_checkpoint(checkpoint), self.device)
+        found = evaluate.evaluate(scorer, listed, self.preset, annotations, events)
+        evaluate.write_evaluation(found, out / "evaluation", {"model": str(checkpoint)}, force=True)
+        return found
+
+
 def _train(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from vadclip.checkpoint import load_clip
-    from vadclip.clip import pretrained
-    from vadclip.lists import load_classes, load_list
-    from vadclip.presets import get_preset
-    from vadclip.train import get_recipe, new_model, train
-
-    if (arguments.dataset is None) == (arguments.classes is None):
-        raise UserError("the classes are not clear: give either --dataset (ucf or xd) or --classes FILE")
-    preset = load_classes(arguments.classes) if arguments.classes else get_preset(arguments.dataset)
-    changed = {
-        name: getattr(arguments, name) for name in ("epochs", "batch", "lr") if getattr(arguments, name) is not None
-    }
-    recipe = replace(get_recipe(arguments.recipe, preset.name), seed=arguments.seed, **changed)
-    listed = load_list(arguments.list, preset, arguments.root)
-    source = Path(arguments.clip)
-    clip = load_clip(source) if source.exists() or source.suffix else pretrained(arguments.clip)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = train(
-        new_model(preset, clip, arguments.seed),
-        listed,
-        arguments.out,
-        recipe,
-        select=arguments.select,
-        mirrored=preset.mirrored,
-        allow_missing=arguments.allow_missing,
-        device=device,
-    )
+    result = _Training(arguments).run(None, arguments.seed, arguments.out)
+    if os.environ.get("RANK", "0") != "0":  # torchrun's; one process speaks for all
+        return 0
     score = "" if result.score is None else f", score {result.score:.4f} in epoch {result.epoch + 1}"
     print(f"checkpoint in {result.checkpoint}{score}; next: vadexport build --checkpoint {result.checkpoint} --out DIR")
+    return 0
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from vadclip.ablation import ablate, chosen_rows, report
+
+    rows = chosen_rows(arguments.table, arguments.rows)
+    training = _Training(arguments)
+    print(report(ablate(rows, arguments.seeds, training.evaluated, arguments.out)))
+    print(f"\ntables in {arguments.out / 'ablation.md'}, runs in {arguments.out / 'runs'}")
     return 0
 
 

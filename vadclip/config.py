@@ -5,12 +5,41 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from vadclip.presets import ANOMALY_BRANCHES, Anomaly, check_labels
 from vadrun.errors import UserError
 
-_Config = TypeVar("_Config", "ClipConfig", "ModelConfig")
+_Config = TypeVar("_Config", "ClipConfig", "Design", "ModelConfig")
+
+Temporal = Literal["none", "global", "local", "gcn", "local+global", "global+gcn", "lgt"]
+"""What models time (Table 5): transformers over all snippets or within windows, the graph convolutions, or both."""
+TextPrompt = Literal["learned", "hand", "plain"]
+"""What stands around a label (Table 7): learned vectors (Eq. 5), ``a video of LABEL``, or nothing."""
+VisualPrompt = Literal["anomaly", "average", "none"]
+"""V (Tables 6 and 7): weighted by anomaly (Eq. 6), the plain mean of the snippets, or none."""
+Branches = Literal["both", "confidence", "alignment"]
+"""What is trained (Table 6): both branches, only the C-branch or only the A-branch."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which of VadCLIP's parts a model has: the default is VadCLIP, the others are the paper's ablations.
+
+    Raises:
+        UserError: a value is none of its kind.
+    """
+
+    temporal: Temporal = "lgt"
+    prompt: TextPrompt = "learned"
+    visual: VisualPrompt = "anomaly"
+    branches: Branches = "both"
+
+    def __post_init__(self) -> None:
+        kinds = {"temporal": Temporal, "prompt": TextPrompt, "visual": VisualPrompt, "branches": Branches}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(f"{name} is {getattr(self, name)!r}: use one of {', '.join(get_args(kind))}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +86,7 @@ class ModelConfig:
         mask_padding: exclude padded positions everywhere; off in the released models.
         temperature: tau of Eq. 8, by which the alignment is divided.
         clip: sizes of the CLIP model inside.
+        design: the parts that it has.
 
     Raises:
         UserError: a value is of the wrong type, out of range, or does not fit another one.
@@ -74,6 +104,7 @@ class ModelConfig:
     mask_padding: bool = False
     temperature: float = 0.07
     clip: ClipConfig = field(default_factory=ClipConfig)
+    design: Design = field(default_factory=Design)
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "window", "layers", "heads", "positions"):
@@ -92,6 +123,8 @@ class ModelConfig:
             raise UserError(f"temperature is {self.temperature!r}: use a number above 0")
         if not isinstance(self.clip, ClipConfig):
             raise UserError(f"clip is {self.clip!r}: use the sizes of a CLIP model")
+        if not isinstance(self.design, Design):
+            raise UserError(f"design is {self.design!r}: use the parts of a model")
         if self.label_tokens < 1:
             raise UserError(
                 f"{self.prompt_prefix} + {self.prompt_postfix} prompt tokens leave no room for a label"
@@ -100,8 +133,9 @@ class ModelConfig:
 
     @property
     def label_tokens(self) -> int:
-        """How many tokens a label may have: the context less start, end and the learned prompt."""
-        return self.clip.context - 2 - self.prompt_prefix - self.prompt_postfix
+        """How many tokens a label (with the words by hand) may have: the context less start, end and learned prompt."""
+        learned = self.prompt_prefix + self.prompt_postfix if self.design.prompt == "learned" else 0
+        return self.clip.context - 2 - learned
 
     def to_json(self) -> str:
         """The configuration as one JSON object."""
@@ -121,6 +155,8 @@ class ModelConfig:
         values = _entries(cls, data, "the model configuration")
         if "clip" in values:
             values["clip"] = ClipConfig(**_entries(ClipConfig, values["clip"], "its entry 'clip'"))
+        if "design" in values:
+            values["design"] = Design(**_entries(Design, values["design"], "its entry 'design'"))
         return cls(**values)
 
 

@@ -208,6 +208,14 @@ def _write(path: Path, values: NDArray[Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def clip_name(source: str) -> str:
+    """What a sidecar calls the CLIP of a checkpoint or of open_clip's tag: a file by its name and SHA-256."""
+    path = Path(source)
+    if path.exists() or path.suffix:
+        return f"{path.name} {sha256(path)} fp32"
+    return f"open_clip {source} fp32"
+
+
 def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precision: str = "auto") -> Encoder:
     """The image encoder of a bundle's folder, of a VadCLIP checkpoint, or of open_clip's tag (``openai``).
 
@@ -234,10 +242,8 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
         from vadclip.checkpoint import load_clip
 
         clip: Any = load_clip(path)
-        name = f"{path.name} {sha256(path)} fp32"
     else:
         clip = pretrained(source)
-        name = f"open_clip {source} fp32"
     clip = clip.to(device).eval()
 
     @torch.inference_mode()
@@ -245,4 +251,4 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
         features: torch.Tensor = clip.encode_image(normalise(frames).to(device))
         return np.asarray(features.cpu().numpy(), np.float32)
 
-    return Encoder(encode, int(clip.visual.image_size[0]), name, batch)
+    return Encoder(encode, int(clip.visual.image_size[0]), clip_name(source), batch)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vadclip.config import Branches
 from vadclip.presets import NORMAL
 
 Contrast = Literal["mean-abs", "sum-positive"]
@@ -33,6 +34,10 @@ class Losses:
     def total(self) -> Tensor:
         """Eq. 10."""
         return self.bce + self.nce + self.contrast
+
+    def of(self, branches: Branches) -> Tensor:
+        """What is minimised where only these branches are trained."""
+        return {"both": self.total, "confidence": self.bce, "alignment": self.nce + self.contrast}[branches]
 
 
 def top_k_mean(values: Tensor, lengths: Tensor, divisor: int = TOP_K_DIVISOR) -> Tensor:

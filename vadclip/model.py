@@ -41,7 +41,11 @@ class VadCLIP(nn.Module):
         self.frame_position_embeddings = nn.Embedding(config.positions, width)
         self.text_prompt_embeddings = nn.Embedding(config.clip.context, config.clip.text_width)
         # LGT-Adapter: local module, then the global one with branches H_sim (gc1, gc2) and H_dis (gc3, gc4).
-        self.temporal = LocalModule(width, config.layers, config.heads, config.positions, config.window)
+        local = config.design.temporal not in ("global", "global+gcn")
+        window = config.window if local else config.positions
+        self.temporal = LocalModule(width, config.layers, config.heads, config.positions, window)
+        if config.design.temporal == "local+global":
+            self.temporal_global = LocalModule(width, config.layers, config.heads, config.positions, config.positions)
         self.gc1 = GraphConvolution(width, width // 2)
         self.gc2 = GraphConvolution(width // 2, width // 2)
         self.gc3 = GraphConvolution(width, width // 2)
@@ -100,11 +104,20 @@ class VadCLIP(nn.Module):
         """
         valid = self._valid(features, lengths)
         masked = valid if self.config.mask_padding else None
-        x = self.temporal(features + self.frame_position_embeddings.weight, masked)
+        design = self.config.design.temporal
+        if design == "none":
+            return features
+        x = features + self.frame_position_embeddings.weight
+        if design != "gcn":
+            x = self.temporal(x, masked)
+        if design == "local+global":
+            x = self.temporal_global(x, masked)
         if masked is not None:
             # The residual convolutions reach two positions across the end; beyond it they shall meet zeros,
             # as beyond the last position.
             x = x.masked_fill(~masked[:, :, None], 0.0)
+        if design in ("local", "global", "local+global"):
+            return x
         similarity = feature_similarity(x, valid)
         distance = self.disAdj(masked)
         x1 = quick_gelu(self.gc2(quick_gelu(self.gc1(x, similarity)), similarity))
@@ -127,8 +140,7 @@ class VadCLIP(nn.Module):
         """
         x = self.video_features(features, lengths)
         logits = self.classifier(x + self.mlp2(x)).squeeze(-1)
-        masked = self._valid(features, lengths) if self.config.mask_padding else None
-        classes = instance_text(text, visual_prompt(logits, x, masked), self.mlp1)
+        classes = instance_text(text, self._visual_prompt(logits, x, self._valid(features, lengths)), self.mlp1)
         cosine = F.normalize(x, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)
         return logits, cosine / self.config.temperature
 
@@ -163,6 +175,14 @@ class VadCLIP(nn.Module):
             logits.append(part_logits.flatten())
             alignment.append(part_alignment.flatten(0, 1))
         return torch.cat(logits)[:count], torch.cat(alignment)[:count]
+
+    def _visual_prompt(self, logits: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+        """V [B,d], or whatever the design has in its place."""
+        if self.config.design.visual == "none":
+            return torch.zeros_like(x[:, 0])
+        if self.config.design.visual == "average":
+            return visual_prompt(torch.ones_like(logits), x, valid)
+        return visual_prompt(logits, x, valid if self.config.mask_padding else None)
 
     def _valid(self, features: Tensor, lengths: Tensor) -> Tensor:
         """bool [B,T], true where there is a snippet."""

@@ -15,6 +15,9 @@ from torch import Tensor
 from vadclip.config import ModelConfig
 from vadrun.errors import UserError
 
+HAND_CRAFTED = "a video of {}"
+"""The hand-crafted prompt; the paper does not tell its own."""
+
 
 @lru_cache(maxsize=1)
 def tokenizer() -> Any:
@@ -44,28 +47,36 @@ class PromptTokens:
 def tokenize(labels: Sequence[str], config: ModelConfig) -> PromptTokens:
     """Lay out ``[start, prefix learned, label, postfix learned, end, learned ...]`` for every label.
 
+    A design without a learned prompt has ``[start, label, end, 0 ...]``, with the words by hand before the label.
+
     Raises:
         UserError: a label has no tokens, or more than fit beside the learned ones in CLIP's context.
     """
     ids = torch.zeros(len(labels), config.clip.context, dtype=torch.int64)
     is_word = torch.zeros_like(ids, dtype=torch.bool)
     end = torch.zeros(len(labels), dtype=torch.int64)
+    learned = config.design.prompt == "learned"
+    prefix, postfix = (config.prompt_prefix, config.prompt_postfix) if learned else (0, 0)
     for row, label in enumerate(labels):
         words: list[int] = tokenizer().encode(label)
+        if words and config.design.prompt == "hand":
+            words = tokenizer().encode(HAND_CRAFTED.format(label))
         if not words:
             raise UserError(f"label {label!r} is empty for CLIP's tokenizer: name the class in words")
         if len(words) > config.label_tokens:
             raise UserError(
                 f"label {label!r} has {len(words)} tokens, but only {config.label_tokens} fit between"
-                f" {config.prompt_prefix} + {config.prompt_postfix} learned ones: shorten it"
+                f" {prefix} + {postfix} learned ones: shorten it"
             )
-        first = 1 + config.prompt_prefix
-        last = first + len(words) + config.prompt_postfix
+        first = 1 + prefix
+        last = first + len(words) + postfix
         ids[row, 0] = tokenizer().sot_token_id
         ids[row, first : first + len(words)] = torch.tensor(words)
         ids[row, last] = tokenizer().eot_token_id
         is_word[row, 0] = is_word[row, first : first + len(words)] = is_word[row, last] = True
         end[row] = last
+    if not learned:
+        is_word[:] = True
     return PromptTokens(ids, is_word, end)
 
 

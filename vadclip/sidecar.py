@@ -104,3 +104,20 @@ def check_test_features(settings: FeatureSettings | None, trained: FeatureSettin
                 f"the test features were made with {key} {json.dumps(settings[key])}, but {what} wants"
                 f" {json.dumps(trained[key])}: extract them with the same settings"
             )
+
+
+def check_clip(paths: Iterable[Path], name: str) -> None:
+    """Refuse features of another CLIP than the one that is to be trained with, as far as the sidecar tells.
+
+    Args:
+        paths: of the feature files.
+        name: of :func:`vadclip.extract.clip_name`. Features of a bundle's encoder cannot be compared with it.
+
+    Raises:
+        UserError: they were made by another one, or in several ways.
+    """
+    made_by = str((common_settings(paths) or {}).get("encoder", name))
+    if made_by.endswith(" fp32") and not made_by.startswith("encoder.") and made_by.split()[1:] != name.split()[1:]:
+        raise UserError(
+            f"the features were made by the CLIP {made_by!r}, but --clip is {name!r}: name the CLIP that made them"
+        )

@@ -1,4 +1,4 @@
-"""Training with video-level labels: the released recipe and the paper's, resumable to the last bit.
+"""Training with video-level labels, resumable to the last bit.
 
 A run lives in one folder: ``best.safetensors`` (the model that was selected), ``last.safetensors``, ``log.csv``,
 ``run.json`` (what it was told) and ``state.pt`` (where it is; gone on from when the same run is started again).
@@ -10,10 +10,9 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -27,101 +26,26 @@ from torch import Tensor, nn
 
 from vadclip.checkpoint import save_checkpoint
 from vadclip.clip import clip_sizes
-from vadclip.config import ModelConfig
-from vadclip.data import FeatureStore, Fetcher, Progress, ahead, epoch_rows, open_store, read_features
+from vadclip.config import Design, ModelConfig
+from vadclip.data import FeatureStore, Fetcher, Progress, ahead, epoch_rows, open_store
 from vadclip.lists import FeatureList, one_crop, split_by_video, without_missing
-from vadclip.losses import CONTRASTS, Contrast, top_k_mean, vadclip_losses
+from vadclip.losses import vadclip_losses
 from vadclip.model import VadCLIP
-from vadclip.presets import NORMAL, Anomaly, Preset
+from vadclip.presets import Preset
+from vadclip.ranks import Ranks, join, leave
+from vadclip.recipes import Recipe
+from vadclip.selection import Scorer, video_scorer
+from vadclip.sidecar import common_settings
 from vadrun.errors import UserError
 from vadrun.files import write_json
 
 Select = Literal["validation", "test", "last"]
 Precision = Literal["auto", "float32", "mixed"]
 Say = Callable[[str], None]
-Scorer = Callable[[VadCLIP], float]
-"""The score of a model in evaluation mode, larger is better."""
 
 _LOG = ("epoch", "batch", "rows", "lr", "loss_bce", "loss_nce", "loss_cts", "score", "best", "seconds")
 _VALIDATION_CROP = {True: 5, False: 0}  # the centre, mirrored or not
 _STATE = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        name: for the log.
-        lr: AdamW's learning rate.
-        epochs: how many.
-        batch: rows in a batch; if ``balanced``, normal rows and as many abnormal ones.
-        balanced: draw normal and abnormal rows apart.
-        milestones: epochs, counted from 0, from which on the learning rate is multiplied by ``gamma`` once more.
-        gamma: see there.
-        weight_decay: AdamW's.
-        contrast: form of the contrastive text loss.
-        contrast_weight: lambda.
-        one_label: a video of several classes counts for the first of them only (in class order).
-        evaluate_every: score the model after batch 0 + this, 0 + twice this, ... of an epoch, counted from 0,
-            and at the end of an epoch that had none; 0: at the end of each epoch.
-        roll_back: after each epoch go on from the best weights so far; the optimizer's moments stay.
-        seed: of the order of the rows and of the validation part.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-
-    name: str
-    lr: float
-    epochs: int
-    batch: int
-    balanced: bool
-    contrast_weight: float
-    contrast: Contrast = "mean-abs"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    weight_decay: float = 0.01
-    one_label: bool = False
-    evaluate_every: int = 0
-    roll_back: bool = False
-    seed: int = 234
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("evaluate_every", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: use a whole number of at least {least}")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr is {self.lr}: use a number above 0")
-        if self.contrast not in CONTRASTS:
-            raise UserError(f"contrast is {self.contrast!r}: use one of {', '.join(CONTRASTS)}")
-
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate in an epoch, counted from 0."""
-        return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
-
-
-RECIPES: dict[str, dict[str, Recipe]] = {
-    "reference": {
-        "ucf": Recipe("reference", 2e-5, 10, 64, True, 1e-1, milestones=(4, 8), evaluate_every=10, roll_back=True),
-        "xd": Recipe("reference", 1e-5, 10, 96, False, 1e-4, milestones=(3, 6, 10), roll_back=True),
-    },
-    "paper": {
-        "ucf": Recipe("paper", 1e-5, 10, 64, False, 1e-1, contrast="sum-positive", one_label=True),
-        "xd": Recipe("paper", 2e-5, 20, 64, False, 1e-4, contrast="sum-positive", one_label=True),
-    },
-}
-
-
-def get_recipe(name: str, dataset: str = "ucf") -> Recipe:
-    """The recipe called ``name`` for a dataset; classes of one's own are trained as UCF-Crime is.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}: use one of {', '.join(RECIPES)}")
-    return RECIPES[name].get(dataset, RECIPES[name]["ucf"])
 
 
 @dataclass(frozen=True)
@@ -133,8 +57,10 @@ class Result:
     checkpoint: Path
 
 
-def new_model(preset: Preset, clip: nn.Module, seed: int = 0) -> VadCLIP:
+def new_model(preset: Preset, clip: nn.Module, seed: int = 0, design: Design | None = None) -> VadCLIP:
     """A model to train: the head fresh from ``seed``, CLIP as given and frozen.
+
+    A design of one branch is scored by that branch, another one by the preset's.
 
     Args:
         preset: classes and sizes of the head.
@@ -144,87 +70,14 @@ def new_model(preset: Preset, clip: nn.Module, seed: int = 0) -> VadCLIP:
         UserError: the CLIP's sizes do not fit.
     """
     sizes, width = clip_sizes(clip.state_dict())
+    design = design or Design()
+    anomaly = preset.anomaly if design.branches == "both" else design.branches
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = ModelConfig(
-            width, preset.window, preset.layers, preset.labels, preset.anomaly, preset.heads, clip=sizes
+            width, preset.window, preset.layers, preset.labels, anomaly, preset.heads, clip=sizes, design=design
         )
         return VadCLIP(config, clip)
-
-
-def video_scorer(store: FeatureStore, normal: NDArray[np.bool_], config: ModelConfig) -> Scorer:
-    """Scores a model by telling abnormal videos from normal ones, which needs no frame-level truth.
-
-    A video's score is the mean of its top-K snippet scores. The figure is the AUC where the C-branch gives the
-    anomaly score and the average precision where the A-branch does, as the paper has it for its two datasets.
-    """
-    figure = _figure(~normal, config.anomaly)
-    fetcher = Fetcher(store, config.positions, config.embed_dim)
-    groups = np.array_split(np.arange(len(normal)), -(-len(normal) // 32))
-
-    def score(model: VadCLIP) -> float:
-        device = model.frame_position_embeddings.weight.device
-        found = []
-        with torch.no_grad():
-            text = model.encode_text(model.config.labels)
-            for _, (features, lengths) in ahead(fetcher, groups):
-                lengths = lengths.to(device)
-                logits, alignment = model(features.to(device), lengths, text)
-                found.append(top_k_mean(_anomaly(logits, alignment, config.anomaly), lengths))
-        return figure(torch.cat(found))
-
-    return score
-
-
-def snippet_scorer(paths: Sequence[Path], truth: Sequence[NDArray[np.bool_]], config: ModelConfig) -> Scorer:
-    """Scores a model on whole videos against a truth for each snippet: AUC or AP as in :func:`video_scorer`.
-
-    Args:
-        paths: one feature file a video.
-        truth: bool [n] for each, true where the snippet is abnormal.
-        config: of the model.
-
-    Raises:
-        UserError: a file cannot be used, or has another number of snippets than its truth.
-    """
-    for path, marks in zip(paths, truth, strict=True):
-        if len(features := read_features(path, config.embed_dim)) != len(marks):
-            raise UserError(
-                f"{path} has {len(features)} snippets, but its ground truth has {len(marks)}: use features of the"
-                " whole test video"
-            )
-    figure = _figure(np.concatenate([np.asarray(marks, dtype=bool) for marks in truth]), config.anomaly)
-
-    def score(model: VadCLIP) -> float:
-        found = []
-        with torch.no_grad():
-            text = model.encode_text(model.config.labels)
-            for path in paths:
-                logits, alignment = model.score(torch.from_numpy(read_features(path, config.embed_dim)), text)
-                found.append(_anomaly(logits, alignment, config.anomaly))
-        return figure(torch.cat(found))
-
-    return score
-
-
-def _anomaly(logits: Tensor, alignment: Tensor, branch: Anomaly) -> Tensor:
-    return torch.sigmoid(logits) if branch == "confidence" else 1.0 - alignment.softmax(dim=-1)[..., NORMAL]
-
-
-def _figure(truth: NDArray[np.bool_], branch: Anomaly) -> Callable[[Tensor], float]:
-    """AUC or AP against ``truth``; what can be wrong is found now, not after the first epoch."""
-    try:
-        from sklearn.metrics import average_precision_score, roc_auc_score
-    except ImportError as error:
-        raise UserError("scikit-learn is not installed: install vadclip-edge[train] to select models") from error
-    if truth.all() or not truth.any():
-        raise UserError("the part that models are selected on is all normal or all abnormal: give it both")
-    function = roc_auc_score if branch == "confidence" else average_precision_score
-
-    def figure(scores: Tensor) -> float:
-        return float(function(truth, scores.cpu().numpy())) if scores.isfinite().all() else -math.inf
-
-    return figure
 
 
 @dataclass
@@ -258,6 +111,8 @@ class Trainer:
             and the scores in float32; ``auto`` does so on CUDA.
         save_seconds: at most so much work is lost when the run is killed.
         say: takes one line of the log.
+        board: a ``SummaryWriter`` that gets the log's numbers, or None.
+        ranks: the processes that train together; each computes its share of every batch.
     """
 
     def __init__(
@@ -273,7 +128,10 @@ class Trainer:
         precision: Precision = "auto",
         save_seconds: float = 300.0,
         say: Say = print,
+        board: Any = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._board, self._ranks = board, ranks or Ranks()
         self._model, self._recipe, self._scorer, self._say = model.to(device), recipe, scorer, say
         self._out, self._run, self._device, self._save_seconds = out, run, device, save_seconds
         self._mixed = precision == "mixed" or (precision == "auto" and device.type == "cuda")
@@ -300,9 +158,11 @@ class Trainer:
             for group in self._optimizer.param_groups:
                 group["lr"] = recipe.lr_at(state.epoch)
             mark = time.monotonic()
-            for rows, (features, lengths) in ahead(self._fetch, islice(batches, state.batch, None)):
-                self._step(rows, features, lengths)
-                state.batch, state.rows = state.batch + 1, state.rows + len(rows)
+            shares = map(self._ranks.share, islice(batches, state.batch, None))
+            for rows, (features, lengths) in ahead(self._fetch, shares):
+                whole = len(batches[state.batch])
+                self._step(rows, features, lengths, self._ranks.weight(whole))
+                state.batch, state.rows = state.batch + 1, state.rows + whole
                 now = time.monotonic()
                 state.seconds, mark = state.seconds + now - mark, now
                 if recipe.evaluate_every and state.batch > 1 and (state.batch - 1) % recipe.evaluate_every == 0:
@@ -323,7 +183,8 @@ class Trainer:
             saved = time.monotonic()
         return self._finish()
 
-    def _step(self, rows: NDArray[np.integer], features: Tensor, lengths: Tensor) -> None:
+    def _step(self, rows: NDArray[np.integer], features: Tensor, lengths: Tensor, share: float) -> None:
+        """Learn from a batch, of which ``share`` are the rows of this process."""
         model, recipe = self._model, self._recipe
         model.train()
         features, lengths = features.to(self._device), lengths.to(self._device)
@@ -340,14 +201,18 @@ class Trainer:
             contrast_weight=recipe.contrast_weight,
             contrast=recipe.contrast,
         )
-        values = [losses.bce.item(), losses.nce.item(), losses.contrast.item()]
+        # All terms are means over rows (or the same for all), so the shares' sums weigh as one batch does.
+        found = torch.stack([losses.bce, losses.nce, losses.contrast]).detach()
+        values = self._ranks.sum(found * share if share < 1 else found).tolist()
         if not np.isfinite(values).all():
             raise UserError(
                 f"the loss is not finite in epoch {self._state.epoch + 1}, batch {self._state.batch + 1}:"
                 " train with a smaller learning rate or in float32"
             )
         self._optimizer.zero_grad()
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        total = losses.of(model.config.design.branches)
+        (total * share if share < 1 else total).backward()  # type: ignore[no-untyped-call]
+        self._ranks.sum_gradients(self._parameters.values())
         self._optimizer.step()
         self._state.sums = [total + value for total, value in zip(self._state.sums, [*values, 1.0], strict=True)]
 
@@ -357,7 +222,8 @@ class Trainer:
         score = None
         if self._scorer is not None:
             self._model.eval()
-            score = self._scorer(self._model)
+            score = self._ranks.agree(self._scorer(self._model) if self._ranks.first else None, self._device)
+            assert score is not None
             if state.best is None or score > state.best:
                 state.best, state.best_epoch = score, state.epoch
                 self._best = {name: value.detach().clone() for name, value in self._parameters.items()}
@@ -367,6 +233,11 @@ class Trainer:
         means = [round(value / max(count, 1), 6) for value in (bce, nce, contrast)]
         rounded = ["" if value is None else round(value, 6) for value in (score, state.best)]
         state.log.append([state.epoch + 1, state.batch, state.rows, lr, *means, *rounded, round(state.seconds, 1)])
+        if self._board is not None:
+            for name, value in zip(_LOG[3:8], state.log[-1][3:8], strict=True):
+                if value != "":
+                    self._board.add_scalar(name, value, state.rows)
+            self._board.flush()
         text = f"epoch {state.epoch + 1}/{self._recipe.epochs}  batch {state.batch}/{batches}  lr {lr:.1e}"
         text += "  bce {:.4f}  nce {:.4f}  cts {:.4f}".format(*means)
         self._say(text if score is None else f"{text}  score {score:.4f}  best {state.best:.4f}")
@@ -377,6 +248,8 @@ class Trainer:
                 value.copy_(weights[name])
 
     def _save(self) -> None:
+        if not self._ranks.first:
+            return
         stream = io.StringIO()
         csv.writer(stream, lineterminator="\n").writerows([_LOG, *self._state.log])
         _write(self._out / "log.csv", lambda path: path.write_text(stream.getvalue(), encoding="utf-8"))
@@ -412,6 +285,8 @@ class Trainer:
 
     def _save_best(self) -> None:
         """Write the best weights as a checkpoint; the model stays as it is."""
+        if not self._ranks.first:
+            return
         current = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._load(self._best)
         save_checkpoint(self._model, self._out / "best.safetensors")
@@ -419,10 +294,13 @@ class Trainer:
 
     def _finish(self) -> Result:
         self._model.eval()
-        save_checkpoint(self._model, self._out / "last.safetensors")
+        if self._ranks.first:
+            save_checkpoint(self._model, self._out / "last.safetensors")
         if self._best:
             self._load(self._best)
-        save_checkpoint(self._model, self._out / "best.safetensors")
+        if self._ranks.first:
+            save_checkpoint(self._model, self._out / "best.safetensors")
+        self._ranks.wait()
         epoch = self._state.best_epoch if self._best else self._recipe.epochs - 1
         return Result(self._state.best, epoch, self._out / "best.safetensors")
 
@@ -442,6 +320,7 @@ def train(
     device: str | torch.device = "cpu",
     precision: Precision = "auto",
     save_seconds: float = 300.0,
+    tensorboard: bool = False,
     say: Say = print,
     progress: Progress | None = None,
 ) -> Result:
@@ -466,6 +345,7 @@ def train(
         device: such as ``cpu`` or ``cuda``.
         precision: see :class:`Trainer`.
         save_seconds: see there.
+        tensorboard: write the log as event files too.
         say: takes one line of the log.
         progress: told the batches done, and of how many.
 
@@ -473,6 +353,9 @@ def train(
         UserError: an input cannot be used, or ``out`` holds another run.
     """
     out = Path(out)
+    ranks, place = join(str(device))
+    if not ranks.first:
+        say, progress, tensorboard = _silent, None, False
     if listed.targets.shape[1] != len(model.config.labels):
         raise UserError(
             f"{listed.source} has {listed.targets.shape[1]} classes, but the model has {len(model.config.labels)}:"
@@ -483,6 +366,7 @@ def train(
     listed, missing = without_missing(listed, allow_missing)
     if missing:
         say(f"{missing} feature files are missing and left out")
+    model.feature_settings = common_settings(listed.paths)
     held: FeatureList | None = None
     if select == "validation":
         listed, held = split_by_video(listed, validation, recipe.seed)
@@ -499,25 +383,45 @@ def train(
         "selection": [select, validation if held else 0],
         "configuration": json.loads(model.config.to_json()),
         "precision": precision,
+        "features": model.feature_settings,
         "initial model": _weights_sha256(model),
     }
     width, positions = model.config.embed_dim, model.config.positions
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not (out / "state.pt").exists():
+        if ranks.first and not (out / "state.pt").exists():
             write_json(out / "run.json", run)
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}): name a folder for the run") from error
+    if not ranks.first:
+        ranks.wait()  # until rank 0 has packed the features
     store = open_store(listed, width, positions, out / "features" if cache else None)
     if held is not None:
         kept = open_store(held, width, positions, out / "features-validation" if cache else None)
         scorer = video_scorer(kept, held.normal, model.config)
+    if ranks.first:
+        ranks.wait()
     say(f"training on {len(listed)} feature files ({int(listed.normal.sum())} normal), recipe {recipe.name}")
+    board = _board(out) if tensorboard else None
     with _deterministic():
         trainer = Trainer(
-            model, listed, store, recipe, scorer, out, run, torch.device(device), precision, save_seconds, say
+            model, listed, store, recipe, scorer, out, run, place, precision, save_seconds, say, board, ranks
         )
-        return trainer.fit(progress)
+        result = trainer.fit(progress)
+    leave()
+    return result
+
+
+def _silent(line: str) -> None:
+    """What the other processes than rank 0 have to say."""
+
+
+def _board(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise UserError("TensorBoard is not installed: pip install tensorboard, or leave --tensorboard out") from error
+    return SummaryWriter(str(out / "tensorboard"))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
+from vadclip.config import Design
 from vadclip.presets import Anomaly, get_preset
 from vadclip.sidecar import image_settings
 from vadexport import certificate
@@ -87,6 +88,10 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         clip=options.clip,
     ).eval()
     config = model.config
+    if config.design != Design():
+        raise UserError(
+            f"{options.checkpoint} is an ablation ({_named(config.design)}): train the whole model to build a bundle"
+        )
     preprocessing = Preprocessing.for_size(config.clip.image_size, crop=options.crop, mirror=_mirror(options))
     sampling = _sampling(options, model.feature_settings, preprocessing)
     if options.probe:
@@ -160,6 +165,15 @@ def _check_place(options: BuildOptions) -> None:
     if not (options.out / "manifest.json").is_file() and any(options.out.iterdir()):
         # --force is for bundles; it must not cost anyone a folder of something else.
         raise UserError(f"{options.out} is not a bundle and not empty, so it is not replaced: give another --out")
+
+
+def _named(design: Design) -> str:
+    whole = Design()
+    return ", ".join(
+        f"{f.name} {getattr(design, f.name)}"
+        for f in fields(design)
+        if getattr(design, f.name) != getattr(whole, f.name)
+    )
 
 
 def _mirror(options: BuildOptions) -> bool:

@@ -94,6 +94,16 @@ class ProgressLine:
         self._stream.write(f"\r\x1b[K{text}  {rate:.1f}x real time")
         self._stream.flush()
 
+    def count(self, done: int, total: int, what: str) -> None:
+        """``done`` of ``total`` things, and the time that is left."""
+        now = time.monotonic()
+        if not self._enabled or now - self._drawn < 0.2:
+            return
+        self._drawn = now
+        left = (now - self._began) / max(done, 1) * (total - done)
+        self._stream.write(f"\r\x1b[K{self._title}  {done} of {total} {what}  {clock(left)} left")
+        self._stream.flush()
+
     def clear(self) -> None:
         """Remove the line."""
         if self._enabled and self._drawn:

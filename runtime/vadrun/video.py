@@ -245,6 +245,10 @@ class Video:
                     if packet.size:
                         yield packet
                 return
+            except IndexError:
+                # Transport streams and FLV may show a stream that was not there when the file was opened. PyAV has no
+                # entry for it and trips over its first packet, which is none of ours; called again, it passes over it.
+                continue
             except av.FFmpegError:
                 # The container's own structure is broken here; reading may well go on behind it.
                 self._faults.note("broken")

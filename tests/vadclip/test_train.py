@@ -19,7 +19,9 @@ from vadclip import ModelConfig, VadCLIP, load_checkpoint
 from vadclip.config import ClipConfig
 from vadclip.lists import FeatureList
 from vadclip.presets import PRESETS
-from vadclip.train import RECIPES, Recipe, Result, get_recipe, new_model, snippet_scorer, train
+from vadclip.recipes import RECIPES, Recipe, get_recipe
+from vadclip.selection import snippet_scorer
+from vadclip.train import Result, new_model, train
 from vadclip.untrained import SMALL
 from vadrun.errors import UserError
 

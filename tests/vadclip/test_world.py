@@ -19,12 +19,13 @@ from vadclip.prompt import tokenizer
 from vadclip.world import KINDS, LABELS, Clip, Size, make_clip, write_dataset
 from vadclip.world import __main__ as command
 from vadclip.world import clip as clip_command
+from vadclip.world import stills as stills_command
 from vadclip.world.body import Joint
-from vadclip.world.clip import WORLD_CLIP, caption_tokens, read_frames, train_clip
+from vadclip.world.clip import WORLD_CLIP, caption_tokens, train_clip
 from vadclip.world.clips import SCENES
 from vadclip.world.scenes import make_scene
+from vadclip.world.stills import read_stills
 from vadrun.errors import UserError
-from vadrun.preprocessing import Preprocessing
 from vadrun.video import Video
 
 SHORT = (6.0, 7.0)
@@ -215,40 +216,34 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_clip_learns_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A few steps of a tiny model, from videos to a file that features are made with."""
-    write_dataset(tmp_path, Size(train=(2, 1), test=(1, 0), seconds=(6.0, 6.5)), jobs=1)
-    said: list[str] = []
-    frames = read_frames(tmp_path, 32, said.append)
-    assert said == ["read 6 of 6 videos"] and frames.images.shape[1:] == (5, 32, 32, 3)
-    assert len(frames.images) == len(frames.captions) == len(frames.event) and 0 < frames.event.mean() < 1
-    assert all(("normal" in caption) != event for caption, event in zip(frames.captions, frames.event, strict=True))
-    with Video(tmp_path / "videos" / "Normal_train_000.mp4") as video:
-        first = next(video.snippets(None, Preprocessing.for_size(32)))
-    assert np.array_equal(frames.images[0, 0], first.images[0])
-    assert np.array_equal(read_frames(tmp_path, 32, said.append).images, frames.images) and len(said) == 1
+    """A few steps of a tiny model, from nothing to a file that features are made with."""
+    assert stills_command.main(["--out", str(tmp_path), "--count", "46", "--jobs", "1"]) == 0
+    stills = read_stills(tmp_path)
+    assert stills.pictures.shape == (48, 146, 194, 3) and 0.2 < stills.event.mean() < 0.8
+    assert all(("normal" in caption) != event for caption, event in zip(stills.captions, stills.event, strict=True))
+    scenes = stills.pictures.reshape(12, 4, -1).astype(np.float32)
+    assert np.abs(scenes[0, 0] - scenes[0, 1]).mean() < np.abs(scenes[0, 0] - scenes[1, 0]).mean()
 
     sizes = replace(WORLD_CLIP, image_size=32, patch=16, vision_width=64, vision_heads=1, text_width=64, text_heads=1)
     lines: list[str] = []
-    clip = train_clip(frames, sizes, 16, epochs=6, batch=16, say=lines.append)
+    clip = train_clip(stills, sizes, 16, epochs=6, batch=16, say=lines.append)
     losses = [float(line.split()[3]) for line in lines]
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.1
     with torch.no_grad():
-        features = clip.encode_image(normalise(frames.images[:, 0]))
+        features = clip.encode_image(normalise(stills.pictures[:, 57:89, 81:113]))
     assert features.norm(dim=1).mean() == pytest.approx(10, rel=0.1)
-    again = train_clip(frames, sizes, 16, epochs=6, batch=16, say=lines.append)
+    again = train_clip(stills, sizes, 16, epochs=6, batch=16, say=lines.append)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in clip.state_dict().items())
-    unseen = tokenizer().encode("zebra")
-    assert (
-        not clip.token_embedding.weight[unseen].any() and clip.token_embedding.weight[tokenizer().encode("riot")].any()
-    )
+    words = clip.token_embedding.weight
+    assert not words[tokenizer().encode("zebra")].any() and words[tokenizer().encode("normal")].any()
     save_clip(clip, tmp_path / "clip.safetensors")
     assert open_encoder(str(tmp_path / "clip.safetensors")).size == 32
 
 
 def test_what_a_clip_cannot_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert clip_command.main(["--world", str(tmp_path), "--out", str(tmp_path / "c.safetensors")]) == 2
-    assert "make the world with python -m vadclip.world" in capsys.readouterr().err
-    assert clip_command.main(["--world", str(tmp_path), "--out", str(tmp_path / "no" / "c")]) == 2
+    assert clip_command.main(["--stills", str(tmp_path), "--out", str(tmp_path / "c.safetensors")]) == 2
+    assert "python -m vadclip.world.stills makes them" in capsys.readouterr().err
+    assert clip_command.main(["--stills", str(tmp_path), "--out", str(tmp_path / "no" / "c")]) == 2
     assert "is no folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="has 6 tokens, more than CLIP's 5"):
         caption_tokens(["a riot at night"], 5)

@@ -1,19 +1,16 @@
-"""A small CLIP for the synthetic world, trained contrastively on its frames and captions.
+"""A small CLIP for the synthetic world, trained contrastively on captioned pictures of it.
 
-``python -m vadclip.world.clip --world DIR --out clip.safetensors`` writes a state dict of ``open_clip.model.CLIP``.
-Only the training split is seen. As with the real CLIP the captions say what is in a picture, events included: what
-VadCLIP is given without frame-level labels is the video-level label alone.
+``python -m vadclip.world.clip --stills DIR --out clip.safetensors`` writes a state dict of ``open_clip.model.CLIP``.
+It sees none of a data set's scenes. As with the real CLIP the captions say what is in a picture, events included; it is
+VadCLIP that has to do with the video-level label alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +25,13 @@ from vadclip.clip import build_clip
 from vadclip.config import ClipConfig
 from vadclip.images import normalise
 from vadclip.prompt import tokenizer
+from vadclip.world.stills import SIZE, Stills, read_stills
 from vadrun.console import run_command
 from vadrun.errors import UserError
-from vadrun.preprocessing import TEN_CROPS, Preprocessing
-from vadrun.video import Video
 
 WORLD_CLIP = ClipConfig(
-    image_size=112,
-    patch=14,
+    image_size=SIZE,
+    patch=16,
     vision_width=192,
     vision_layers=5,
     vision_heads=3,
@@ -44,100 +40,22 @@ WORLD_CLIP = ClipConfig(
     text_heads=2,
     context=32,
 )
-"""Image and text encoder have 2.4 and 0.4 million weights, the token embedding not counted."""
+"""The image encoder has 2.4 million weights, the text encoder 0.4 beside the token embedding."""
 EMBED_DIM = 128
 NORM = 10.0
 """Mean norm of the image features, as the released CLIP has it: learning rates of the head depend on it."""
-_CROPS = TEN_CROPS[:5]  # the centre and the corners; mirroring is done while training
 _MAX_SCALE = 100.0  # of the logits, as in CLIP
 _PART = 64  # pictures that go through the encoder at once
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Captioned frames of the training split.
-
-    Attributes:
-        images: uint8 [n,5,S,S,3], centre and corners of each frame.
-        captions: n sentences.
-        event: bool [n], true where the caption tells an event.
-    """
-
-    images: NDArray[np.uint8]
-    captions: Sequence[str]
-    event: NDArray[np.bool_]
-
-
-def read_frames(world: Path, size: int, say: Say = print) -> Frames:
-    """The middle frame of every snippet of the training videos, read as the runtime reads them, with its caption.
-
-    The pictures are kept in ``frames-SIZE.npy`` in the world's folder: reading them takes minutes.
-
-    Args:
-        world: folder of :func:`vadclip.world.dataset.write_dataset`.
-        size: S.
-
-    Raises:
-        UserError: the folder holds no whole world.
-    """
-    path = world / "captions.jsonl"
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        told: dict[str, dict[int, tuple[str, bool]]] = {}
-        for line in lines:
-            if line["split"] == "train":
-                sentence = (str(line["caption"]), line["label"] != "normal")
-                told.setdefault(line["video"], {})[int(line["frame"])] = sentence
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not read ({error}): make the world with python -m vadclip.world") from error
-    captions: list[str] = []
-    event: list[bool] = []
-    counts: dict[str, int] = {}
-    for video, sentences in told.items():
-        # Frame 8 of every snippet of 16, which is the one that stands for it, where the snippet is surely whole.
-        whole = [frame for frame in sorted(sentences) if frame % 16 == 8 and frame + 7 <= max(sentences)]
-        counts[video] = len(whole)
-        captions += [sentences[frame][0] for frame in whole]
-        event += [sentences[frame][1] for frame in whole]
-    shape = (len(captions), len(_CROPS), size, size, 3)
-    kept = world / f"frames-{size}.npy"
-    if not kept.exists():
-        _write_frames(world, kept, counts, shape, say)
-    images = np.load(kept, mmap_mode="r")
-    if images.shape != shape:
-        raise UserError(f"{kept} has another number of frames than {path}: remove it, it will be made again")
-    return Frames(images, captions, np.array(event))
-
-
-def _write_frames(world: Path, path: Path, counts: dict[str, int], shape: tuple[int, ...], say: Say) -> None:
-    preprocessing = Preprocessing.for_size(shape[2])
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        row = 0
-        for number, (name, count) in enumerate(counts.items(), 1):
-            with Video(world / name) as video:
-                for index, snippet in enumerate(video.snippets(None, preprocessing, _CROPS)):
-                    if index < count:
-                        images[row + index] = snippet.images[0]
-            row += count
-            if number % 50 == 0 or number == len(counts):
-                say(f"read {number} of {len(counts)} videos")
-        images.flush()
-        del images
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def train_clip(
-    frames: Frames,
+    stills: Stills,
     config: ClipConfig = WORLD_CLIP,
     embed_dim: int = EMBED_DIM,
     *,
-    epochs: int = 12,
+    epochs: int = 8,
     batch: int = 128,
     lr: float = 1e-3,
     seed: int = 0,
@@ -149,7 +67,7 @@ def train_clip(
     many, are one.
 
     Args:
-        frames: what to train on.
+        stills: what to train on.
         config: sizes of the model.
         embed_dim: d.
         epochs: passes over as many pictures as there are.
@@ -163,7 +81,7 @@ def train_clip(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     clip: Any = build_clip(embed_dim, config)
-    texts, caption_of = np.unique(np.array(frames.captions), return_inverse=True)
+    texts, caption_of = np.unique(np.array(stills.captions), return_inverse=True)
     tokens = caption_tokens(texts.tolist(), config.context)
     decayed = [value for value in clip.parameters() if value.ndim >= 2]
     others = [value for value in clip.parameters() if value.ndim < 2]
@@ -171,7 +89,7 @@ def train_clip(
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
     )
     steps = max(len(caption_of) // batch, 1)
-    sides = [np.flatnonzero(frames.event), np.flatnonzero(~frames.event)]
+    sides = [np.flatnonzero(stills.event), np.flatnonzero(~stills.event)]
     sides = [side for side in sides if len(side)]
     clip.train()
     for epoch in range(epochs):
@@ -179,7 +97,7 @@ def train_clip(
         for step in range(steps):
             _set_lr(optimizer, lr, (epoch * steps + step) / (epochs * steps))
             rows = np.concatenate([rng.choice(side, batch // len(sides)) for side in sides])
-            images = _augmented(frames.images, rows, rng)
+            images = _augmented(stills.pictures, rows, rng, config.image_size)
             loss, matched = _contrastive(clip, images, tokens, torch.from_numpy(caption_of[rows]))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -190,7 +108,7 @@ def train_clip(
             total, right = total + loss.item(), right + matched
         say(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.4f}  matched {right / steps:.3f}")
     clip.eval()
-    _scale_features(clip, frames, rng)
+    _scale_features(clip, stills, config.image_size)
     _forget_unseen(clip, tokens)
     return clip  # type: ignore[no-any-return]
 
@@ -232,19 +150,19 @@ def _contrastive(clip: Any, images: Tensor, tokens: Tensor, captions: Tensor) ->
     return loss, float((logits.argmax(dim=1) == own).float().mean())
 
 
-def _augmented(images: NDArray[np.uint8], rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-    """One of the crops of each row, mirrored or not, darker or brighter; normalised."""
-    crops = np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(1, images.shape[1], len(rows)))
-    order = np.argsort(rows)  # a mapped file is read faster in order
-    picked = np.empty((len(rows), *images.shape[2:]), np.uint8)
-    for index in order:
-        picked[index] = images[rows[index], crops[index]]
+def _augmented(pictures: NDArray[np.uint8], rows: NDArray[np.int64], rng: np.random.Generator, size: int) -> Tensor:
+    """A crop of each picture, the centre or any, mirrored or not, darker or brighter; normalised."""
+    room = np.array(pictures.shape[1:3]) - size
+    corners = np.where(rng.random((len(rows), 1)) < 0.5, room // 2, rng.integers(0, room + 1, (len(rows), 2)))
+    cut = np.empty((len(rows), size, size, 3), np.uint8)
+    for index in np.argsort(rows):  # a mapped file is read faster in order
+        y, x = corners[index]
+        cut[index] = pictures[rows[index], y : y + size, x : x + size]
     mirrored = rng.random(len(rows)) < 0.5
-    picked[mirrored] = picked[mirrored][:, :, ::-1]
-    tensor = normalise(picked)
+    cut[mirrored] = cut[mirrored][:, :, ::-1]
     gain = torch.from_numpy(rng.uniform(0.8, 1.25, (len(rows), 1, 1, 1)).astype(np.float32))
     shift = torch.from_numpy(rng.uniform(-0.2, 0.2, (len(rows), 1, 1, 1)).astype(np.float32))
-    return tensor * gain + shift
+    return normalise(cut) * gain + shift
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:
@@ -253,9 +171,9 @@ def _set_lr(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:
 
 
 @torch.no_grad()
-def _scale_features(clip: Any, frames: Frames, rng: np.random.Generator) -> None:
-    rows = np.sort(rng.choice(len(frames.images), min(512, len(frames.images)), replace=False))
-    features = clip.encode_image(normalise(np.stack([frames.images[row, 0] for row in rows])))
+def _scale_features(clip: Any, stills: Stills, size: int) -> None:
+    y, x = (np.array(stills.pictures.shape[1:3]) - size) // 2
+    features = clip.encode_image(normalise(stills.pictures[:512, y : y + size, x : x + size]))
     clip.visual.proj.mul_(NORM / features.norm(dim=1).mean())
 
 
@@ -270,11 +188,12 @@ def _forget_unseen(clip: Any, tokens: Tensor) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = argparse.ArgumentParser(
-        prog="python -m vadclip.world.clip", description="Train a small CLIP on a synthetic world's training frames."
+        prog="python -m vadclip.world.clip",
+        description="Train a small CLIP on captioned pictures of the synthetic world.",
     )
-    p.add_argument("--world", required=True, type=Path, metavar="DIR", help="what python -m vadclip.world made")
+    p.add_argument("--stills", required=True, type=Path, metavar="DIR", help="what python -m vadclip.world.stills made")
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
-    p.add_argument("--epochs", type=int, default=12, metavar="N", help="default 12")
+    p.add_argument("--epochs", type=int, default=8, metavar="N", help="default 8")
     p.add_argument("--batch", type=int, default=128, metavar="N", help="default 128")
     p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default 0.001)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default 0)")
@@ -292,10 +211,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("--epochs, --batch, --lr and --seed must be above 0 (batch 2 or more, seed 0 or more)")
     if not arguments.out.parent.is_dir():
         raise UserError(f"{arguments.out.parent} is no folder: make it, or name another file with --out")
-    frames = read_frames(arguments.world, WORLD_CLIP.image_size, lambda line: print(line, file=sys.stderr, flush=True))
-    print(f"{len(frames.captions)} frames, {int(frames.event.sum())} of events", file=sys.stderr, flush=True)
+    stills = read_stills(arguments.stills)
     clip = train_clip(
-        frames,
+        stills,
         epochs=arguments.epochs,
         batch=arguments.batch,
         lr=arguments.lr,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,11 @@ class Clip:
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """The pictures in order, RGB uint8 [240,320,3]; a new and equal iterator each time."""
         return Renderer(self.stage, np.random.default_rng(self.noise)).frames()
+
+    def pictures(self, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Some frames alone, without those before them: the same scenes with other noise than ``frames`` has."""
+        renderer = Renderer(self.stage, np.random.default_rng(self.noise))
+        return [renderer.frame(index) for index in indices]
 
     @property
     def seconds(self) -> tuple[tuple[float, float], ...]:

@@ -28,7 +28,7 @@ _SHADOW_LIMBS = (
 
 
 class Renderer:
-    """Draws a stage's frames in order.
+    """Draws a stage's frames.
 
     Args:
         stage: what happens.
@@ -52,7 +52,11 @@ class Renderer:
     def frames(self) -> Iterator[Picture]:
         """RGB uint8 [240,320,3], one after the other."""
         for index in range(self._stage.frames):
-            yield self._finish(index, self._draw(index))
+            yield self.frame(index)
+
+    def frame(self, index: int) -> Picture:
+        """RGB uint8 [240,320,3], any frame; its noise depends on what was drawn before."""
+        return self._finish(index, self._draw(index))
 
     def _draw(self, index: int) -> Image.Image:
         stage = self._stage
