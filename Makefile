@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo test lint clean
+.PHONY: help demo demo-model test lint clean
 
 help:
 	@echo "make demo   set up $(VENV), build the demo bundle, run vadrun on the demo video"
+	@echo "            CHECKPOINT=FILE [DATASET=ucf] VIDEO=FILE: the same with your own"
 	@echo "make test   set up $(VENV), run ruff, mypy, import-linter and pytest"
 	@echo "make clean  remove what the demo made and the tools' caches; $(VENV) stays"
 
@@ -17,27 +18,43 @@ help:
 $(VENV)/demo.ok: pyproject.toml
 	@echo "== setting up $(VENV) for export and CPU backends (several minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu]"
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu,demo]"
 	@touch $@
 
 $(VENV)/test.ok: pyproject.toml $(VENV)/demo.ok
 	@echo "== adding the test tools to $(VENV)"
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu,train,test]"
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu,demo,train,test]"
 	@touch $@
 
-$(DEMO)/demo.mp4 $(DEMO)/checkpoint.pth &: demo/make_demo.py vadclip/untrained.py $(VENV)/demo.ok
-	@echo "== making a small untrained checkpoint and a drawn video"
-	@$(BIN)/python demo/make_demo.py $(DEMO)
+# A checkpoint and a video of your own: make demo CHECKPOINT=model_ucf.pth DATASET=ucf VIDEO=door.mp4
+CHECKPOINT ?= demo/checkpoint.safetensors
+VIDEO ?= demo/demo.mp4
+DATASET ?=
+TRUTH := $(if $(filter demo/demo.mp4,$(VIDEO)),--truth demo/truth.csv)
+NAME := $(basename $(notdir $(VIDEO)))
 
-$(DEMO)/bundle/manifest.json: $(DEMO)/checkpoint.pth $(wildcard export/vadexport/*.py)
-	@echo "== building the bundle"
-	$(BIN)/vadexport build --checkpoint $(DEMO)/checkpoint.pth --dataset ucf --out $(DEMO)/bundle --force
+demo: $(VENV)/demo.ok
+	@echo "== building the bundle of $(CHECKPOINT)"
+	$(BIN)/vadexport build --checkpoint "$(CHECKPOINT)" $(if $(DATASET),--dataset $(DATASET)) --out $(DEMO)/bundle --force
+	@echo "== running the bundle on $(VIDEO)"
+	$(BIN)/vadrun "$(VIDEO)" --engine $(DEMO)/bundle --out $(DEMO)/results
+	$(BIN)/python demo/picture.py "$(VIDEO)" "$(DEMO)/results/$(NAME)" $(TRUTH)
+	@echo "scores, events and run details: $(DEMO)/results/$(NAME)/{scores.csv,events.jsonl,result.json}"
 
-demo: $(DEMO)/bundle/manifest.json $(DEMO)/demo.mp4
-	@echo "== running the bundle on the demo video"
-	$(BIN)/vadrun $(DEMO)/demo.mp4 --engine $(DEMO)/bundle --out $(DEMO)/results
-	@echo "The model is untrained: it shows that everything runs, its events mean nothing."
-	@echo "Scores, events and run details: $(DEMO)/results/demo/{scores.csv,events.jsonl,result.json}"
+# How demo/checkpoint.safetensors and demo/demo.mp4 were made: about two hours on two cores.
+WORLD := build/world
+demo-model: $(VENV)/test.ok
+	$(BIN)/python -m vadclip.world.stills --out $(WORLD)/stills --count 24000
+	$(BIN)/python -m vadclip.world.clip --stills $(WORLD)/stills --epochs 7 --out $(WORLD)/clip.safetensors
+	$(BIN)/python -m vadclip.world --size standard --out $(WORLD)/videos
+	$(BIN)/vadclip extract $(WORLD)/videos/train.csv $(WORLD)/videos/test.csv \
+		--encoder $(WORLD)/clip.safetensors --out $(WORLD)/features --batch 32
+	$(BIN)/vadclip train --list $(WORLD)/features/train.csv --clip $(WORLD)/clip.safetensors \
+		--classes demo/classes.yaml $(DEMO_TRAINING) --out $(WORLD)/run
+	$(BIN)/vadclip evaluate $(WORLD)/run/best.safetensors --list $(WORLD)/features/test.csv \
+		--annotations $(WORLD)/videos/annotations.csv --classes demo/classes.yaml --pictures --out $(WORLD)/report --force
+	$(BIN)/python demo/compact.py $(WORLD)/run/best.safetensors demo/checkpoint.safetensors
+	$(BIN)/python demo/make_video.py demo
 
 lint: $(VENV)/test.ok
 	$(BIN)/ruff check .

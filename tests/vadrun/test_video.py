@@ -418,6 +418,62 @@ def test_damage_in_the_middle_does_not_end_the_reading(tmp_path: Path) -> None:
         assert "from about 3." in video.damage or "from about 4." in video.damage
 
 
+class Tripping:
+    """A container whose demuxer trips now and then, as PyAV's may over a stream that was not there at the beginning."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def demux(self, *streams: Any) -> Any:
+        for count, packet in enumerate(self._container.demux(*streams)):
+            yield packet
+            if count == 6:
+                raise IndexError("list index out of range")
+
+
+def test_a_stream_that_shows_up_late_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "late.ts", 40)
+    opened = module._open
+    monkeypatch.setattr(module, "_open", lambda path: Tripping(opened(path)))
+    monkeypatch.setattr(module, "_pick_stream", lambda container, path: container.streams.video[0])
+    assert numbers(path) == list(range(40))
+    assert damage(path) is None
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.avi", "x.ts", "x.m2ts", "x.flv"])
+def test_whatever_is_wrong_with_a_file_is_said_in_a_sentence(tmp_path: Path, name: str) -> None:
+    """Cut, spoilt, emptied and shuffled files: they are read as far as they go, or refused."""
+    random = np.random.default_rng(7)
+    whole = write_clip(tmp_path / name, 40, size=(64, 48), options={"g": "10"}, audio=True).read_bytes()
+    path = tmp_path / f"spoilt-{name}"
+    read = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        at, length = (int(number) for number in random.integers(0, [len(data), len(data) // 4]))
+        way = random.integers(5)
+        if way == 0:
+            del data[at:]
+        elif way == 1:
+            data[at : at + length] = random.bytes(length)
+        elif way == 2:
+            data[at : at + length] = bytes(length)
+        elif way == 3:
+            del data[at : at + length]
+        else:
+            data[at % 400] = int(random.integers(256))
+        path.write_bytes(data)
+        try:
+            with Video(path, threads=1) as video:
+                read += sum(1 for _ in video.snippets(EACH, SMALL))
+                assert video.damage is None or str(path) in video.damage
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert read > 300
+
+
 @pytest.mark.parametrize("name", ["clip.mkv", "clip.ts", "clip.avi"])
 def test_a_broken_stretch_is_told(tmp_path: Path, name: str) -> None:
     codec = "mpeg4" if name.endswith("avi") else "libx264"

@@ -1,0 +1,90 @@
+"""Draw what vadrun found in a video: frames, the score curve, its events, and the truth where it is known."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from matplotlib.figure import Figure
+
+FRAMES = 8  # pictures above the curve
+
+
+def frames_of(video: Path, times: np.ndarray) -> list[np.ndarray]:
+    """The pictures [h,w,3] at or just after these times in seconds; the last one where the video ends before."""
+    found: list[np.ndarray] = []
+    last = None
+    with av.open(str(video)) as container:
+        for frame in container.decode(video=0):
+            last = frame
+            while len(found) < len(times) and frame.time is not None and frame.time >= times[len(found)]:
+                found.append(frame.to_ndarray(format="rgb24"))
+    if last is not None:
+        found += [last.to_ndarray(format="rgb24")] * (len(times) - len(found))
+    return found
+
+
+def draw(video: Path, results: Path, truth: Path | None) -> Figure:
+    """The picture.
+
+    Args:
+        video: the file.
+        results: its folder of ``vadrun --out``.
+        truth: CSV of ``label,start,end`` in seconds, or None.
+    """
+    with (results / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    starts, ends, scores = (np.array([float(row[name]) for row in rows]) for name in ("start", "end", "anomaly"))
+    events = [json.loads(line) for line in (results / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    known: list[dict[str, str]] = []
+    if truth is not None:
+        with truth.open(newline="", encoding="utf-8") as file:
+            known = list(csv.DictReader(file))
+
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    grid = figure.add_gridspec(3, FRAMES, height_ratios=[1.3, 2.2, 0.8])
+    times = np.linspace(0, ends[-1], FRAMES, endpoint=False) + ends[-1] / FRAMES / 2
+    for column, (time, picture) in enumerate(zip(times, frames_of(video, times), strict=True)):
+        axes = figure.add_subplot(grid[0, column])
+        axes.imshow(picture)
+        axes.set_title(f"{time:.0f} s", fontsize=9)
+        axes.axis("off")
+    curve = figure.add_subplot(grid[1, :])
+    curve.stairs(scores, [*starts, ends[-1]], color="tab:red", linewidth=1.6)
+    curve.set(xlim=(0, ends[-1]), ylim=(0, 1.02), ylabel="anomaly score")
+    for event in known:
+        curve.axvspan(float(event["start"]), float(event["end"]), color="tab:blue", alpha=0.15, linewidth=0)
+    bars = figure.add_subplot(grid[2, :], sharex=curve)
+    _bars(bars, 0, [(e["start"], e["end"], e["label"]) for e in events], "tab:red")
+    if known:
+        _bars(bars, 1, [(float(e["start"]), float(e["end"]), e["label"]) for e in known], "tab:blue")
+    bars.set(ylim=(-0.5, 1.5 if known else 0.5), xlabel="seconds")
+    bars.set_yticks([0, 1] if known else [0], ["found", "truth"] if known else ["found"])
+    return figure
+
+
+def _bars(axes: Any, row: int, spans: list[tuple[float, float, str]], colour: str) -> None:
+    for start, end, label in spans:
+        axes.barh(row, end - start, left=start, height=0.7, color=colour, alpha=0.55)
+        axes.text((start + end) / 2, row, label, ha="center", va="center", fontsize=9)
+
+
+def main() -> None:
+    """Draw and say where the picture is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("video", type=Path)
+    parser.add_argument("results", type=Path, help="the video's folder of vadrun --out")
+    parser.add_argument("--truth", type=Path, help="CSV of label,start,end in seconds")
+    arguments = parser.parse_args()
+    out = arguments.results.parent / f"{arguments.results.name}.png"
+    draw(arguments.video, arguments.results, arguments.truth).savefig(out, dpi=100)
+    print(f"picture: {out}")
+
+
+if __name__ == "__main__":
+    main()
