@@ -260,13 +260,13 @@ class _Training:
         return result
 
     def _scorer(self, config: ModelConfig) -> Scorer:
-        from vadclip.data import read_features
+        from vadclip.features import count_snippets
         from vadclip.groundtruth import ground_truth, video_name
         from vadclip.selection import snippet_scorer
 
         assert self.test is not None
         listed, annotations, _ = self.test
-        counts = {video_name(str(path)): len(read_features(path, config.embed_dim)) for path in listed.paths}
+        counts = {video_name(str(path)): count_snippets(path, config.embed_dim) for path in listed.paths}
         return snippet_scorer(listed.paths, [truth.mask for truth in ground_truth(annotations, counts)], config)
 
     def evaluated(self, design: Design, seed: int, out: Path) -> Evaluation:

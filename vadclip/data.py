@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vadclip.features import read_features
 from vadclip.lists import FeatureList
 from vadrun.errors import UserError
 from vadrun.files import whole_directory, write_json
@@ -35,45 +36,6 @@ _T = TypeVar("_T")
 
 Batch = tuple[Tensor, Tensor]
 """Features float32 [B,T,d] and lengths int64 [B]."""
-
-
-def read_features(path: Path, width: int) -> NDArray[np.floating]:
-    """One feature file, checked.
-
-    Args:
-        path: ``.npy``, [n,d] float16, float32 or float64.
-        width: d, the model's.
-
-    Returns:
-        [n,d] float16 or float32, contiguous, finite.
-
-    Raises:
-        UserError: the file is missing, damaged, empty, of another width, or holds NaN or infinite numbers.
-    """
-    try:
-        features = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or 'cut short'}): extract it again") from error
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged or no .npy file of numbers: extract it again") from error
-    if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
-        raise UserError(f"{path} holds no floating-point numbers: name .npy files of features")
-    if features.ndim != 2 or features.shape[1] != width:
-        raise UserError(
-            f"{path} has features of shape {list(features.shape)}, but the model takes [n, {width}]:"
-            " extract them with the model's own CLIP"
-        )
-    if not len(features):
-        raise UserError(f"{path} holds no snippet: its video is shorter than 16 frames, take it off the list")
-    kind = np.float16 if features.dtype == np.float16 else np.float32
-    with np.errstate(all="ignore"):
-        features = np.ascontiguousarray(features, dtype=kind)
-        total = features.sum(dtype=np.float32)
-    # The sum is finite if all are (features are far from overflow), and costs a fraction of isfinite.
-    if not np.isfinite(total) and not np.isfinite(features).all():
-        bad = int((~np.isfinite(features).all(axis=1)).sum())
-        raise UserError(f"{path} has NaN or infinite numbers in {bad} of {len(features)} snippets: extract it again")
-    return features
 
 
 def pool(features: NDArray[np.floating], positions: int) -> NDArray[np.floating]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.features import count_snippets, read_features
 from vadclip.groundtruth import (
     COUNTS_COLUMN,
     Annotations,
@@ -357,7 +358,7 @@ def evaluate(
     annotated = _with_classes(events, preset)
     scored = []
     for index, (path, truth) in enumerate(zip(listed.paths, truths, strict=True)):
-        scores = scorer.score(load_features(path))
+        scores = scorer.score(read_features(path, scorer.width).astype(np.float32, copy=False))
         of_video = None if annotated is None else annotated[index]
         scored.append(ScoredVideo(path, classes[index], truth, of_video, scores.confidence, scores.alignment))
         if progress is not None:
@@ -563,44 +564,8 @@ def _count_all(listed: FeatureList, width: int) -> dict[str, int]:
         name = video_name(str(path))
         if name in snippets:
             raise UserError(f"{listed.source} lists the video {name!r} twice: name one feature file of each video")
-        snippets[name] = _count_snippets(path, width)
+        snippets[name] = count_snippets(path, width)
     return snippets
-
-
-def _count_snippets(path: Path, width: int) -> int:
-    """Snippets in a feature file, from its header alone."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        shape, kind = array.shape, array.dtype.kind
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise UserError(f"{path} does not read as an array of features ({error}): extract it again") from error
-    if len(shape) != 2 or kind != "f" or not shape[0]:
-        raise UserError(f"{path} is {array.dtype} {list(shape)}: features are float [n,{width}] with n >= 1")
-    if shape[1] != width:
-        raise UserError(
-            f"{path} has features of width {shape[1]}, but the model takes {width}: extract them with the model's CLIP"
-        )
-    return int(shape[0])
-
-
-def load_features(path: Path) -> NDArray[np.float32]:
-    """A feature file as float32 [n,d].
-
-    Raises:
-        UserError: it does not read, or a feature is not finite.
-    """
-    try:
-        features = np.load(path, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} does not read as an array of features ({error}): extract it again") from error
-    bad = ~np.isfinite(features).all(axis=1)
-    if bad.any():
-        raise UserError(
-            f"{path} has NaN or infinite features in {int(bad.sum())} of {len(bad)} snippets, the first is "
-            f"{int(bad.argmax())}: extract it again"
-        )
-    loaded: NDArray[np.float32] = features
-    return loaded
 
 
 def _check_counts(snippets: Mapping[str, int], counts: Mapping[str, int]) -> None:

@@ -17,7 +17,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vadclip.evaluate import Evaluation, ScoredVideo, load_features
+from vadclip.evaluate import Evaluation, ScoredVideo
+from vadclip.features import read_features
 from vadclip.metrics import FRAMES_PER_SNIPPET
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL
 
@@ -176,7 +177,7 @@ def _map(evaluation: Evaluation, adapt: Adapt) -> Figure:
     before, after, classes = [], [], []
     for index in random.permutation(len(evaluation.videos))[:_POINTS]:
         video = evaluation.videos[index]
-        features = load_features(video.features)
+        features = read_features(video.features, None).astype(np.float32, copy=False)
         adapted = adapt(features)
         rows = np.sort(random.permutation(len(adapted))[:share])
         before.append(features[rows])

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vadclip.config import ModelConfig
-from vadclip.data import FeatureStore, Fetcher, ahead, read_features
+from vadclip.data import FeatureStore, Fetcher, ahead
+from vadclip.features import read_features
 from vadclip.losses import top_k_mean
 from vadclip.metrics import FRAMES_PER_SNIPPET
 from vadclip.model import VadCLIP

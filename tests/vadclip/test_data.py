@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vadclip.data import Fetcher, FileStore, PackedStore, ahead, epoch_rows, open_store, pool, read_features
+from vadclip.data import Fetcher, FileStore, PackedStore, ahead, epoch_rows, open_store, pool
+from vadclip.features import read_features
 from vadclip.lists import FeatureList
 from vadrun.errors import UserError
 

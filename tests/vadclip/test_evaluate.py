@@ -261,25 +261,25 @@ def test_refused_features(place: Place) -> None:
     file = place.features("Fight2")
     good = np.load(file)
     for value, expected in (
-        (good[:, :60], "has features of width 60, but the model takes 64"),
-        (good[:0], "float [n,64] with n >= 1"),
-        (good[0], "float [n,64]"),
-        (good.astype(np.int32), "int32"),
+        (good[:, :60], "has features of shape [29, 60], but the model takes [n, 64]"),
+        (good[:0], "holds no snippet"),
+        (good[0], "has features of shape [64]"),
+        (good.astype(np.int32), "holds no floating-point numbers"),
     ):
         np.save(file, value)
         assert expected in (said := refused(place)) and str(file) in said
     file.write_bytes(b"not an array")
-    assert "does not read as an array" in refused(place)
+    assert "is damaged or no .npy file" in refused(place)
     whole = place.features("Fire1").read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert "does not read as an array" in refused(place)
+    assert "is damaged or no .npy file" in refused(place)
 
 
 def test_features_that_are_not_finite(place: Place) -> None:
     features = np.load(place.features("Fight2"))
     features[[3, 8], 5] = np.nan
     np.save(place.features("Fight2"), features)
-    with pytest.raises(UserError, match=r"Fight2__5.npy has NaN or infinite features in 2 of 29 .* first is 3:"):
+    with pytest.raises(UserError, match=r"Fight2__5.npy has NaN or infinite numbers in 2 of 29 snippets"):
         evaluate(Oracle(), place.read(), PRESETS["ucf"], read_annotations(place.annotations))
 
 
