@@ -50,7 +50,7 @@ demo-model: $(VENV)/test.ok
 	$(BIN)/vadclip extract $(WORLD)/videos/train.csv $(WORLD)/videos/test.csv \
 		--encoder $(WORLD)/clip.safetensors --out $(WORLD)/features --batch 32
 	$(BIN)/vadclip train --list $(WORLD)/features/train.csv --clip $(WORLD)/clip.safetensors \
-		--classes demo/classes.yaml $(DEMO_TRAINING) --out $(WORLD)/run
+		--classes demo/classes.yaml --recipe paper --batch 32 --lr 3e-4 --epochs 5 --select last --out $(WORLD)/run
 	$(BIN)/vadclip evaluate $(WORLD)/run/best.safetensors --list $(WORLD)/features/test.csv \
 		--annotations $(WORLD)/videos/annotations.csv --classes demo/classes.yaml --pictures --out $(WORLD)/report --force
 	$(BIN)/python demo/compact.py $(WORLD)/run/best.safetensors demo/checkpoint.safetensors

@@ -172,8 +172,10 @@ def split_by_video(listed: FeatureList, fraction: float, seed: int) -> tuple[Fea
     among the abnormal ones every label has about its share.
 
     Raises:
-        UserError: the validation part would have no normal or no abnormal video.
+        UserError: the fraction is none, or the validation part would have no normal or no abnormal video.
     """
+    if not 0 < fraction < 1:
+        raise UserError(f"the validation part is {fraction} of the videos: use a share between 0 and 1")
     videos = np.array(listed.videos)
     label_of = dict(zip(videos, listed.labels, strict=True))
     chosen: set[str] = set()
