@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,7 +42,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path]
-    done = subprocess.run([str(part) for part in command], cwd=root, capture_output=True, text=True, timeout=240)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=root, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("epoch 2/2") == 1  # one process speaks
     run(listed, tmp_path / "one", replace(RECIPE, epochs=2), say=quiet)
