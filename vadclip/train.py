@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -356,6 +357,8 @@ def train(
     ranks, place = join(str(device))
     if not ranks.first:
         say, progress, tensorboard = _silent, None, False
+    if tensorboard and find_spec("tensorboard") is None:
+        raise UserError("TensorBoard is not installed: pip install tensorboard, or leave --tensorboard out")
     if listed.targets.shape[1] != len(model.config.labels):
         raise UserError(
             f"{listed.source} has {listed.targets.shape[1]} classes, but the model has {len(model.config.labels)}:"
@@ -417,10 +420,8 @@ def _silent(line: str) -> None:
 
 
 def _board(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as error:
-        raise UserError("TensorBoard is not installed: pip install tensorboard, or leave --tensorboard out") from error
+    from torch.utils.tensorboard.writer import SummaryWriter
+
     return SummaryWriter(str(out / "tensorboard"))
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,10 @@ def test_a_new_model_takes_its_sizes_from_the_preset_and_clip(ucf: Golden) -> No
     assert model.config.labels == PRESETS["xd"].labels
     assert torch.equal(new_model(PRESETS["xd"], clip, seed=5).gc1.weight, model.gc1.weight)
     assert not any(value.requires_grad for value in model.clipmodel.parameters())
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_tensorboard_is_asked_for_before_anything_is_written(toy: FeatureList, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="TensorBoard is not installed: pip install tensorboard"):
+        run(toy, tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
