@@ -41,11 +41,11 @@ demo: $(VENV)/demo.ok
 	$(BIN)/python demo/picture.py "$(VIDEO)" "$(DEMO)/results/$(NAME)" $(TRUTH)
 	@echo "scores, events and run details: $(DEMO)/results/$(NAME)/{scores.csv,events.jsonl,result.json}"
 
-# How demo/checkpoint.safetensors and demo/demo.mp4 were made: about two hours on two cores.
+# How demo/checkpoint.safetensors and demo/demo.mp4 were made: about an hour on two cores.
 WORLD := build/world
 demo-model: $(VENV)/test.ok
-	$(BIN)/python -m vadclip.world.stills --out $(WORLD)/stills --count 24000
-	$(BIN)/python -m vadclip.world.clip --stills $(WORLD)/stills --epochs 7 --out $(WORLD)/clip.safetensors
+	$(BIN)/python -m vadclip.world.stills --out $(WORLD)/stills
+	$(BIN)/python -m vadclip.world.clip --stills $(WORLD)/stills --out $(WORLD)/clip.safetensors
 	$(BIN)/python -m vadclip.world --size standard --out $(WORLD)/videos
 	$(BIN)/vadclip extract $(WORLD)/videos/train.csv $(WORLD)/videos/test.csv \
 		--encoder $(WORLD)/clip.safetensors --out $(WORLD)/features --batch 32

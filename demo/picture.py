@@ -18,14 +18,15 @@ FRAMES = 8  # pictures above the curve
 def frames_of(video: Path, times: np.ndarray) -> list[np.ndarray]:
     """The pictures [h,w,3] at or just after these times in seconds; the last one where the video ends before."""
     found: list[np.ndarray] = []
-    last = None
     with av.open(str(video)) as container:
-        for frame in container.decode(video=0):
-            last = frame
-            while len(found) < len(times) and frame.time is not None and frame.time >= times[len(found)]:
-                found.append(frame.to_ndarray(format="rgb24"))
-    if last is not None:
-        found += [last.to_ndarray(format="rgb24")] * (len(times) - len(found))
+        begin = (container.start_time or 0) / av.time_base
+        for time in times:
+            picture = None
+            container.seek(int((begin + time) * av.time_base))  # to the key frame before it
+            for picture in container.decode(video=0):
+                if picture.time is not None and picture.time >= begin + time:
+                    break
+            found.append(found[-1] if picture is None else picture.to_ndarray(format="rgb24"))
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from vadclip.config import Design
 from vadclip.evaluate import Evaluation
 from vadrun.console import table
 from vadrun.errors import UserError
-from vadrun.files import write_json
+from vadrun.files import write_csv, write_json, write_text
 
 _BRANCHES_ONLY = Design(prompt="plain", visual="none")
 
@@ -148,14 +146,12 @@ def _write(out: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
         {"table": row.table, "row": row.name, "design": vars(row.design), "figures": dict(row.figures)} for row in rows
     ]
     write_json(out / "ablation.json", {"seeds": list(seeds), "rows": plain})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "row", "seed", *FIGURES])
+    cells: list[list[object]] = [["table", "row", "seed", *FIGURES]]
     for row in rows:
         for index, seed in enumerate(seeds):
             values = (row.figures[name][index] for name in FIGURES)
-            writer.writerow([row.table, row.name, seed, *("" if v is None else f"{v:.4f}" for v in values)])
-    (out / "ablation.csv").write_text(text.getvalue(), encoding="utf-8")
+            cells.append([row.table, row.name, seed, *("" if v is None else f"{v:.4f}" for v in values)])
+    write_csv(out / "ablation.csv", cells)
     lines = []
     for number in dict.fromkeys(row.table for row in rows):
         lines += [
@@ -170,4 +166,4 @@ def _write(out: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
             if row.table == number
         ]
         lines.append("")
-    (out / "ablation.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(out / "ablation.md", "\n".join(lines))

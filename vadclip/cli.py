@@ -15,11 +15,8 @@ from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command,
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
-    from vadclip.config import Design, ModelConfig
-    from vadclip.evaluate import Evaluation
-    from vadclip.groundtruth import Annotations
-    from vadclip.lists import FeatureList
-    from vadclip.selection import Scorer
+    from vadclip.config import Design
+    from vadclip.evaluate import Evaluation, TestSet
     from vadclip.train import Result
 
 
@@ -140,7 +137,7 @@ def _extract(arguments: argparse.Namespace) -> int:
     from vadrun.sampling import Sampling
     from vadrun.video import named_videos
 
-    lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix == ".csv"}
+    lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
     if len({path.name for path in lists}) < len(lists):
         raise UserError("two lists have one name, and so would the lists of their features: rename one")
     listed = [video for rows in lists.values() for video, _ in rows]
@@ -186,10 +183,9 @@ class _Training:
     """What ``train`` and ``ablate`` have in common: inputs that are checked, and runs."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        import torch
-
         from vadclip.checkpoint import load_clip
         from vadclip.clip import pretrained
+        from vadclip.device import find_device
         from vadclip.extract import clip_name
         from vadclip.lists import load_classes, load_list
         from vadclip.presets import get_preset
@@ -207,23 +203,32 @@ class _Training:
         source = Path(arguments.clip)
         self.clip = load_clip(source) if source.exists() or source.suffix else pretrained(arguments.clip)
         check_clip(self.listed.paths, clip_name(arguments.clip))
-        self.device = arguments.device
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.test = self._test_list() if arguments.test_list else None
+        self.device = str(find_device(arguments.device))
+        self.test = self._test_set() if arguments.test_list else None
+        if arguments.select == "test" and self.test is None:
+            raise UserError("--select test needs the test list: give --test-list and --annotations")
 
-    def _test_list(self) -> tuple[FeatureList, Annotations, Annotations | None]:
+    def _test_set(self) -> TestSet:
+        """The test list, checked before hours of training and not after."""
+        from vadclip.clip import clip_sizes
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import load_list, one_crop, without_missing
+        from vadclip.sidecar import check_test_features, common_settings
 
         arguments = self.arguments
         if arguments.annotations is None:
             raise UserError("a test list says nothing without its truth: give --annotations")
         listed, _ = without_missing(load_list(arguments.test_list, self.preset, arguments.root))
+        annotations = read_annotations(arguments.annotations)
         events = None if arguments.events is None else read_annotations(arguments.events)
-        return one_crop(listed, 5 if self.preset.mirrored else 0), read_annotations(arguments.annotations), events
+        width = clip_sizes(self.clip.state_dict())[1]
+        listed = one_crop(listed, self.preset.centre_crop)
+        test = evaluate.read_test_set(listed, self.preset, width, annotations, events)
+        check_test_features(test.settings, common_settings(self.listed.paths), "the training list")
+        return test
 
     def run(self, design: Design | None, seed: int, out: Path) -> Result:
+        from vadclip.selection import snippet_scorer
         from vadclip.train import new_model, train
 
         arguments = self.arguments
@@ -231,9 +236,9 @@ class _Training:
         bar = ProgressLine(f"training {out.name}", not arguments.quiet)
         scorer = None
         if arguments.select == "test":
-            if self.test is None:
-                raise UserError("--select test needs the test list: give --test-list and --annotations")
-            scorer = self._scorer(model.config)
+            assert self.test is not None
+            masks = [truth.mask for truth in self.test.truths]
+            scorer = snippet_scorer(self.test.listed.paths, masks, model.config)
 
         def say(line: str) -> None:
             bar.clear()
@@ -248,7 +253,7 @@ class _Training:
             select=arguments.select,
             scorer=scorer,
             validation=arguments.validation,
-            mirrored=self.preset.mirrored,
+            crop=self.preset.centre_crop,
             allow_missing=arguments.allow_missing,
             device=self.device,
             precision=arguments.precision,
@@ -259,24 +264,13 @@ class _Training:
         bar.clear()
         return result
 
-    def _scorer(self, config: ModelConfig) -> Scorer:
-        from vadclip.features import count_snippets
-        from vadclip.groundtruth import ground_truth, video_name
-        from vadclip.selection import snippet_scorer
-
-        assert self.test is not None
-        listed, annotations, _ = self.test
-        counts = {video_name(str(path)): count_snippets(path, config.embed_dim) for path in listed.paths}
-        return snippet_scorer(listed.paths, [truth.mask for truth in ground_truth(annotations, counts)], config)
-
     def evaluated(self, design: Design, seed: int, out: Path) -> Evaluation:
         from vadclip.checkpoint import load_checkpoint
 
         assert self.test is not None
-        listed, annotations, events = self.test
         checkpoint = self.run(design, seed, out).checkpoint
         scorer = evaluate.ModelScorer(load_checkpoint(checkpoint), self.device)
-        found = evaluate.evaluate(scorer, listed, self.preset, annotations, events)
+        found = evaluate.evaluate(scorer, self.test)
         evaluate.write_evaluation(found, out / "evaluation", {"model": str(checkpoint)}, force=True)
         return found
 
@@ -293,6 +287,8 @@ def _train(arguments: argparse.Namespace) -> int:
 def _ablate(arguments: argparse.Namespace) -> int:
     from vadclip.ablation import ablate, chosen_rows, report
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("ablations run in one process: start vadclip ablate without torchrun")
     rows = chosen_rows(arguments.table, arguments.rows)
     training = _Training(arguments)
     print(report(ablate(rows, arguments.seeds, training.evaluated, arguments.out)))

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 # Which of the IoU thresholds the class table shows.
 _SHOWN = (0, 2, 4)
-_MIRRORED_CENTRE = 5  # the crop that UCF-Crime is tested on
 # Counts of snippets from two decoders differ by one now and then.
 _COUNT_SLACK = 2
 
@@ -97,12 +96,10 @@ class ModelScorer:
     def __init__(self, model: VadCLIP, device: str = "auto", sha256: str | None = None) -> None:
         import torch
 
-        try:
-            place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-            self._model = model.to(place).eval()
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the device {device!r} cannot be used ({reason}): name another, such as cpu") from error
+        from vadclip.device import find_device
+
+        place = find_device(device, model)
+        self._model = model.eval()
         with torch.no_grad():
             self._text = self._model.encode_text(model.config.labels)
         self.labels: Sequence[str] = model.config.labels
@@ -318,34 +315,51 @@ def classes_of(labels: Sequence[str], own: Preset | None = None) -> Preset:
     return Preset("own", 1, 1, 1, {label: label for label in labels}, "confidence", mirrored=False)
 
 
-def evaluate(
-    scorer: Scorer,
+@dataclass(frozen=True)
+class TestSet:
+    """A test list that has been checked against its annotations.
+
+    Attributes:
+        listed: one feature file of each video.
+        class_names: as annotations name them, the normal one first.
+        truths: the anomalous frames of each video.
+        detection: the same from the file that tells events with their classes; None where none does.
+        settings: how the features were made (:mod:`vadclip.sidecar`); None where nothing says.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    listed: FeatureList
+    class_names: tuple[str, ...]
+    truths: Sequence[VideoTruth]
+    detection: Sequence[VideoTruth] | None
+    settings: FeatureSettings | None
+
+
+def read_test_set(
     listed: FeatureList,
     preset: Preset,
+    width: int,
     annotations: Annotations,
     event_annotations: Annotations | None = None,
     counts: Mapping[str, int] | None = None,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Score a test list and compute all figures.
+) -> TestSet:
+    """Check everything that can be wrong with a test list but the feature files' numbers.
 
     Args:
-        scorer: what is evaluated.
         listed: the test list, read with ``preset``; one feature file of each video.
         preset: of :func:`classes_of`.
+        width: d, what the model takes.
         annotations: which frames are anomalous.
         event_annotations: the events with their classes for the detection mAP, where ``annotations`` do not
             tell them: XD-Violence has a file for each.
         counts: snippets that each video should have, to check the feature files against.
-        progress: called after each video.
 
     Raises:
         UserError: see the module; the sentence names the file or the video.
     """
-    names = tuple(preset.classes)
-    classes = [tuple(names[c] for c in np.flatnonzero(row)) for row in listed.targets]
-    check_test_features(common_settings(listed.paths), scorer.feature_settings, "the model")
-    snippets = _count_all(listed, scorer.width)
+    settings = common_settings(listed.paths)
+    snippets = _count_all(listed, width)
     if counts is not None:
         _check_counts(snippets, counts)
     truths = ground_truth(annotations, snippets)
@@ -355,21 +369,36 @@ def evaluate(
         kind = "normal" if anomalous else "anomalous"
         raise UserError(f"{listed.source} has no {kind} frame to tell from the others: list videos of both kinds")
     events = truths if event_annotations is None else ground_truth(event_annotations, snippets)
-    annotated = _with_classes(events, preset)
+    return TestSet(listed, tuple(preset.classes), truths, _with_classes(events, preset), settings)
+
+
+def evaluate(scorer: Scorer, test: TestSet, progress: Progress | None = None) -> Evaluation:
+    """Score a test list and compute all figures.
+
+    Args:
+        scorer: what is evaluated.
+        test: of :func:`read_test_set`.
+        progress: called after each video.
+
+    Raises:
+        UserError: the features were made otherwise than the model's, or a feature file's numbers cannot be used.
+    """
+    check_test_features(test.settings, scorer.feature_settings, "the model")
+    names, listed = test.class_names, test.listed
+    classes = [tuple(names[c] for c in np.flatnonzero(row)) for row in listed.targets]
     scored = []
-    for index, (path, truth) in enumerate(zip(listed.paths, truths, strict=True)):
+    for index, (path, truth) in enumerate(zip(listed.paths, test.truths, strict=True)):
         scores = scorer.score(read_features(path, scorer.width).astype(np.float32, copy=False))
-        of_video = None if annotated is None else annotated[index]
+        of_video = None if test.detection is None else test.detection[index].events
         scored.append(ScoredVideo(path, classes[index], truth, of_video, scores.confidence, scores.alignment))
         if progress is not None:
             progress(index + 1, len(listed))
     frames = {branch: _frame_metrics(scored, branch) for branch in ANOMALY_BRANCHES}
     detection = {}
-    if annotated is not None:
+    if test.detection is not None:
         # A normal video keeps the label of the authors' arrays, which the two modes treat as each has to.
-        known = [replace(truth, events=found) for truth, found in zip(events, annotated, strict=True)]
-        segments = [truth.segments for truth in known]
-        labels = [truth.labels for truth in known]
+        segments = [truth.segments for truth in test.detection]
+        labels = [truth.labels for truth in test.detection]
         predictions = [video.alignment for video in scored]
         detection = {mode: detection_map(predictions, segments, labels, names, mode) for mode in MODES}
     return Evaluation(names, scorer.anomaly, frames, detection, scored)
@@ -512,9 +541,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     preset = classes_of(scorer.labels, own)
     listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
-    crop = arguments.crop if arguments.crop is not None else _MIRRORED_CENTRE if preset.mirrored else 0
+    crop = arguments.crop if arguments.crop is not None else preset.centre_crop
     progress = None if arguments.quiet or not sys.stderr.isatty() else _print_progress
-    evaluation = evaluate(scorer, one_crop(listed, crop), preset, annotations, events, counts, progress)
+    test = read_test_set(one_crop(listed, crop), preset, scorer.width, annotations, events, counts)
+    evaluation = evaluate(scorer, test, progress)
     origin = {
         "toolkit": version(),
         "model": str(arguments.model),
@@ -590,8 +620,8 @@ def _check_labels(listed: FeatureList, truths: Sequence[VideoTruth]) -> None:
         )
 
 
-def _with_classes(truths: Sequence[VideoTruth], preset: Preset) -> list[tuple[Event, ...]] | None:
-    """Each video's events with their classes as the preset names them; None where an event has no class."""
+def _with_classes(truths: Sequence[VideoTruth], preset: Preset) -> list[VideoTruth] | None:
+    """The truths with their events' classes as the preset names them; None where an event has no class."""
     known = {label: name for name, label in preset.classes.items()}
     known.update((name, name) for name in preset.classes)
     found = []
@@ -606,7 +636,7 @@ def _with_classes(truths: Sequence[VideoTruth], preset: Preset) -> list[tuple[Ev
                     f"know: its classes are {', '.join(preset.classes)}"
                 )
             events.append(replace(event, label=known[event.label]))
-        found.append(tuple(events))
+        found.append(replace(truth, events=tuple(events)))
     return found
 
 

@@ -6,8 +6,6 @@ Reading, sampling and resizing are the runtime's own, so that what is trained is
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 
 from vadclip.sidecar import SIDECAR, image_settings, read_sidecar
 from vadrun.errors import UserError
-from vadrun.files import sha256, write_json
+from vadrun.files import sha256, write_csv, write_json
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
 from vadrun.video import Video
@@ -130,14 +128,7 @@ def write_list(path: Path, videos: Sequence[tuple[Path, str]], crops: int) -> in
         names = [f"{video.stem}__{index}.npy" for index in range(crops)]
         if all((path.parent / name).is_file() for name in names):
             rows.append([(name, label) for name in names])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "label"), *chain.from_iterable(rows)])
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_csv(path, [("path", "label"), *chain.from_iterable(rows)])
     return len(rows)
 
 
@@ -235,16 +226,16 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
     import torch
 
     from vadclip.clip import pretrained
+    from vadclip.device import find_device
     from vadclip.images import normalise
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if path.exists() or path.suffix:
         from vadclip.checkpoint import load_clip
 
         clip: Any = load_clip(path)
     else:
         clip = pretrained(source)
-    clip = clip.to(device).eval()
+    device = find_device(model=clip.eval())
 
     @torch.inference_mode()
     def encode(frames: NDArray[np.uint8]) -> NDArray[np.float32]:

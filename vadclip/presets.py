@@ -43,6 +43,11 @@ class Preset:
     normal: int = NORMAL
 
     @property
+    def centre_crop(self) -> int:
+        """Number of the crop that is tested on: the mirrored centre or the plain one."""
+        return 5 if self.mirrored else 0
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The prompt labels in class order, normal first."""
         return tuple(self.classes.values())

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vadclip.device import find_device
 from vadrun.errors import UserError
 
 
@@ -68,9 +69,9 @@ def join(device: str) -> tuple[Ranks, torch.device]:
     """This process's place among those of ``torchrun``, alone without it, and the device that is its own.
 
     Raises:
-        UserError: the processes do not find each other, or there are fewer GPUs than processes.
+        UserError: no such device, the processes do not find each other, or there are fewer GPUs than processes.
     """
-    place = torch.device(device)
+    place = find_device(device)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Ranks(), place

@@ -45,7 +45,6 @@ Precision = Literal["auto", "float32", "mixed"]
 Say = Callable[[str], None]
 
 _LOG = ("epoch", "batch", "rows", "lr", "loss_bce", "loss_nce", "loss_cts", "score", "best", "seconds")
-_VALIDATION_CROP = {True: 5, False: 0}  # the centre, mirrored or not
 _STATE = 1
 
 
@@ -204,15 +203,14 @@ class Trainer:
         )
         # All terms are means over rows (or the same for all), so the shares' sums weigh as one batch does.
         found = torch.stack([losses.bce, losses.nce, losses.contrast]).detach()
-        values = self._ranks.sum(found * share if share < 1 else found).tolist()
+        values = self._ranks.sum(found * share).tolist()
         if not np.isfinite(values).all():
             raise UserError(
                 f"the loss is not finite in epoch {self._state.epoch + 1}, batch {self._state.batch + 1}:"
                 " train with a smaller learning rate or in float32"
             )
         self._optimizer.zero_grad()
-        total = losses.of(model.config.design.branches)
-        (total * share if share < 1 else total).backward()  # type: ignore[no-untyped-call]
+        (losses.of(model.config.design.branches) * share).backward()  # type: ignore[no-untyped-call]
         self._ranks.sum_gradients(self._parameters.values())
         self._optimizer.step()
         self._state.sums = [total + value for total, value in zip(self._state.sums, [*values, 1.0], strict=True)]
@@ -315,7 +313,7 @@ def train(
     select: Select = "validation",
     scorer: Scorer | None = None,
     validation: float = 0.1,
-    mirrored: bool = False,
+    crop: int = 0,
     allow_missing: bool = False,
     cache: bool = True,
     device: str | torch.device = "cpu",
@@ -340,7 +338,7 @@ def train(
             decide; ``last`` the last ones, trained on all of the list.
         scorer: for ``select="test"``: :func:`snippet_scorer` or :func:`video_scorer` of the test list.
         validation: share of the videos that are set aside.
-        mirrored: whether to validate on the mirrored centre crop (5), as the preset has it, or the plain one (0).
+        crop: number of the crop to validate on, :attr:`vadclip.presets.Preset.centre_crop`.
         allow_missing: go on without the files that are not there.
         cache: keep a packed copy of the features in the folder.
         device: such as ``cpu`` or ``cuda``.
@@ -373,7 +371,7 @@ def train(
     held: FeatureList | None = None
     if select == "validation":
         listed, held = split_by_video(listed, validation, recipe.seed)
-        held = one_crop(held, _VALIDATION_CROP[mirrored])
+        held = one_crop(held, crop)
         say(f"weights are selected on {len(held)} videos of the training list, which are not trained on")
     elif select == "test":
         say("weights are selected on the TEST list, as the released code does: the test score is then optimistic")
@@ -406,13 +404,13 @@ def train(
         ranks.wait()
     say(f"training on {len(listed)} feature files ({int(listed.normal.sum())} normal), recipe {recipe.name}")
     board = _board(out) if tensorboard else None
-    with _deterministic():
-        trainer = Trainer(
-            model, listed, store, recipe, scorer, out, run, place, precision, save_seconds, say, board, ranks
-        )
-        result = trainer.fit(progress)
-    leave()
-    return result
+    try:
+        with _deterministic():
+            return Trainer(
+                model, listed, store, recipe, scorer, out, run, place, precision, save_seconds, say, board, ranks
+            ).fit(progress)
+    finally:
+        leave()
 
 
 def _silent(line: str) -> None:

@@ -83,26 +83,24 @@ class ProgressLine:
     def update(self, done: float, total: float | None) -> None:
         """``done`` and ``total`` in seconds of video."""
         now = time.monotonic()
-        if not self._enabled or now - self._drawn < 0.2:
-            return
-        self._drawn = now
         rate = done / max(now - self._began, 1e-6)
-        text = f"{self._title}  {clock(done)}"
+        text = clock(done)
         if total:
             left = max(total - done, 0.0) / max(rate, 1e-6)
             text += f" of {clock(total)}  {min(100 * done / total, 100):3.0f}%  {clock(left)} left"
-        self._stream.write(f"\r\x1b[K{text}  {rate:.1f}x real time")
-        self._stream.flush()
+        self._draw(now, f"{text}  {rate:.1f}x real time")
 
     def count(self, done: int, total: int, what: str) -> None:
         """``done`` of ``total`` things, and the time that is left."""
         now = time.monotonic()
-        if not self._enabled or now - self._drawn < 0.2:
-            return
-        self._drawn = now
         left = (now - self._began) / max(done, 1) * (total - done)
-        self._stream.write(f"\r\x1b[K{self._title}  {done} of {total} {what}  {clock(left)} left")
-        self._stream.flush()
+        self._draw(now, f"{done} of {total} {what}  {clock(left)} left")
+
+    def _draw(self, now: float, text: str) -> None:
+        if self._enabled and now - self._drawn >= 0.2:
+            self._drawn = now
+            self._stream.write(f"\r\x1b[K{self._title}  {text}")
+            self._stream.flush()
 
     def clear(self) -> None:
         """Remove the line."""

@@ -182,5 +182,11 @@ def test_from_a_list_to_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture
     figures = json.loads(capsys.readouterr().out)["frame_metrics"]["confidence"]
     assert float(best) == pytest.approx(figures["auc"], abs=1e-4)
 
+    # What is wrong with the test list is found before anything is trained.
+    (tmp_path / "truth.csv").write_text("video,label,start,end\nv001,fire,0,999999\n")
+    late = ["ablate", *common, "--select", "last", "--out", tmp_path / "late"]
+    assert main([str(part) for part in late]) == 2
+    assert "features are cut short" in capsys.readouterr().err
+    assert not (tmp_path / "late").exists()
     assert main([str(part) for part in ["train", *common[:-4], "--select", "test", "--out", tmp_path / "x"]]) == 2
     assert "--select test needs the test list" in capsys.readouterr().err

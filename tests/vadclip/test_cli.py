@@ -87,3 +87,17 @@ def test_training_refuses_in_one_sentence(
     printed = capsys.readouterr().err.strip()
     assert part in printed and "\n" not in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_with_the_machine_is_said_before_training(
+    ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.csv").write_text("path,label\na__0.npy,Normal\n")
+    common = ["--list", str(tmp_path / "list.csv"), "--clip", str(ucf.checkpoint), "--dataset", "ucf"]
+    common += ["--out", str(tmp_path / "run")]
+    assert main(["train", *common, "--device", "gpu"]) == 2
+    assert "the device 'gpu' cannot be used" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["ablate", *common, "--test-list", "t.csv", "--annotations", "a.txt"]) == 2
+    assert "start vadclip ablate without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from tests.golden import Golden
-from vadclip.evaluate import ModelScorer, classes_of, evaluate, main, open_scorer
-from vadclip.groundtruth import read_annotations
+from vadclip.evaluate import Evaluation, ModelScorer, Progress, Scorer, classes_of, main, open_scorer, read_test_set
+from vadclip.evaluate import evaluate as evaluate_set
+from vadclip.groundtruth import Annotations, read_annotations
 from vadclip.lists import FeatureList, load_classes, load_list
 from vadclip.metrics import detection_map, frame_metrics
-from vadclip.presets import PRESETS
+from vadclip.presets import PRESETS, Preset
 from vadclip.report import confusion
 from vadrun.errors import UserError
 from vadrun.sampling import Sampling
@@ -59,6 +60,18 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, ucf: Golden) -> Place:
     return Place(tmp_path, ucf)
+
+
+def evaluate(
+    scorer: Scorer,
+    listed: FeatureList,
+    preset: Preset,
+    annotations: Annotations,
+    events: Annotations | None = None,
+    counts: dict[str, int] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    return evaluate_set(scorer, read_test_set(listed, preset, scorer.width, annotations, events, counts), progress)
 
 
 class Oracle:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vadclip.sidecar import SIDECAR, check_test_features, common_settings, differing, image_settings
+from vadclip.sidecar import SIDECAR, check_clip, check_test_features, common_settings, differing, image_settings
 from vadrun.errors import UserError
 from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
@@ -71,3 +71,20 @@ def test_test_features_fit_the_model() -> None:
     by_time = Sampling(by="time", seconds=0.5).to_manifest()
     with pytest.raises(UserError, match="without --snippet-seconds"):
         check_test_features({**MADE, "sampling": by_time}, {**MADE, "sampling": by_time}, "the model")
+
+
+def test_the_clip_is_the_one_that_made_the_features(tmp_path: Path) -> None:
+    for made, name, same in (
+        ("my clip.pth abc fp32", "renamed.pth abc fp32", True),
+        ("clip.pth abc fp32", "clip.pth abd fp32", False),
+        ("open_clip openai fp32", "clip.pth abc fp32", False),
+        ("encoder.fp32.onnx abc fp32", "clip.pth abd fp32", True),  # cannot be compared
+        ("encoder.fp32.onnx abc bf16", "clip.pth abd fp32", True),
+    ):
+        place = tmp_path / made.replace(" ", "-")
+        path = folder(place.with_name(place.name + name[:3]), encoder=made)
+        if same:
+            check_clip([path], name)
+        else:
+            with pytest.raises(UserError, match="name the CLIP that made them"):
+                check_clip([path], name)

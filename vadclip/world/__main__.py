@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 from vadclip.world.dataset import SIZES, write_dataset
 from vadclip.world.sheets import contact_sheet
-from vadrun.console import clock, run_command
+from vadrun.console import ProgressLine, run_command
 from vadrun.errors import UserError
 
 
@@ -42,32 +42,12 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         print(contact_sheet(arguments.out / "sheet.png", arguments.seed))
         return 0
-    progress = _Progress(not arguments.quiet)
+    line = ProgressLine("drawing", not arguments.quiet)
+    progress = partial(line.count, what="videos")
     write_dataset(arguments.out, arguments.size, arguments.seed, arguments.jobs, progress)
-    progress.end()
+    line.clear()
     print(arguments.out)
     return 0
-
-
-class _Progress:
-    """Videos done and time left: on one line on a terminal, now and then a line elsewhere."""
-
-    def __init__(self, enabled: bool) -> None:
-        self._enabled, self._terminal = enabled, sys.stderr.isatty()
-        self._began = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self._enabled or (not self._terminal and done % max(1, total // 10) and done != total):
-            return
-        left = (time.monotonic() - self._began) / done * (total - done)
-        text = f"{done} of {total} videos  {clock(left)} left"
-        sys.stderr.write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
-        sys.stderr.flush()
-
-    def end(self) -> None:
-        """Remove the line."""
-        if self._enabled and self._terminal:
-            sys.stderr.write("\r\x1b[K")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import av
 from vadclip.world.camera import HEIGHT, WIDTH
 from vadclip.world.clips import LABELS, SPLITS, Clip, make_clip
 from vadrun.errors import UserError
-from vadrun.files import write_json
+from vadrun.files import write_csv, write_json, write_text
 
 _VERSION = 1  # of what clips look like; a folder that was begun with another one is not continued
 _PLAN = "world.json"
@@ -187,17 +185,17 @@ def _make(folder: Path, seed: int, key: tuple[str, str, int], seconds: tuple[flo
 def _write_lists(folder: Path, records: list[dict[str, Any]]) -> None:
     for split in SPLITS:
         rows = [(record["path"], record["label"]) for record in records if record["split"] == split]
-        _write_csv(folder / f"{split}.csv", ("path", "label"), rows)
+        write_csv(folder / f"{split}.csv", [("path", "label"), *rows])
     tested = [record for record in records if record["split"] == "test"]
     events = [(record["video"], span["label"], *span["frames"]) for record in tested for span in record["intervals"]]
-    _write_csv(folder / "annotations.csv", ("video", "label", "start", "end"), events)
+    write_csv(folder / "annotations.csv", [("video", "label", "start", "end"), *events])
     lines = []
     for record in records:
         for frame, caption in record.pop("captions"):
             during = any(span["frames"][0] <= frame < span["frames"][1] for span in record["intervals"])
             line = {"video": record["path"], "frame": frame, "caption": caption, "split": record["split"]}
             lines.append(json.dumps({**line, "label": record["label"] if during else "normal"}))
-    _write_text(folder / "captions.jsonl", "\n".join(lines) + "\n")
+    write_text(folder / "captions.jsonl", "\n".join(lines) + "\n")
     write_json(
         folder / "annotations.json",
         {
@@ -206,18 +204,3 @@ def _write_lists(folder: Path, records: list[dict[str, Any]]) -> None:
             "videos": {record["video"]: record for record in tested},
         },
     )
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    _write_text(path, text.getvalue())
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

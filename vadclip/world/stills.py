@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vadclip.world.clips import LABELS, Clip, make_clip
-from vadrun.console import run_command
+from vadrun.console import ProgressLine, run_command
 from vadrun.errors import UserError
 from vadrun.files import write_json
 from vadrun.preprocessing import Preprocessing
@@ -41,7 +42,7 @@ class Stills:
     """N pictures.
 
     Attributes:
-        pictures: uint8 RGB [N,H,W,3], whole and resized as the runtime does before it crops (S=128: 146x194).
+        pictures: uint8 RGB [N,H,W,3], whole, shrunk to the size that the runtime crops from (S=128: 146x194).
         captions: N sentences.
         event: bool [N], true where the caption tells an event.
     """
@@ -53,7 +54,7 @@ class Stills:
 
 def write_stills(
     folder: Path,
-    count: int = 20000,
+    count: int = 24000,
     seed: int = 0,
     jobs: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -153,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m vadclip.world.stills", description="Draw captioned pictures of many scenes."
     )
     p.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to")
-    p.add_argument("--count", type=int, default=20000, metavar="N", help="pictures (default 20000)")
+    p.add_argument("--count", type=int, default=24000, metavar="N", help="pictures (default 24000)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     p.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one to each core)")
     return p
@@ -169,11 +170,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.count < 1 or arguments.seed < 0 or arguments.jobs < 0:
         raise UserError("--count must be 1 or more, --seed and --jobs not negative")
 
-    def progress(done: int, total: int) -> None:
-        if done % 2000 == 0 or done == total:
-            print(f"{done} of {total} pictures", file=sys.stderr, flush=True)
-
+    line = ProgressLine("drawing")
+    progress = partial(line.count, what="pictures")
     write_stills(arguments.out, arguments.count, arguments.seed, arguments.jobs, progress)
+    line.clear()
     print(arguments.out)
     return 0
 
