@@ -82,28 +82,33 @@ class Verification:
 
     def table(self) -> str:
         """For people."""
-        header = ["artifact", "backend", "precision", "cosine min", "score max", "events +/-", "allowed", ""]
-        rows = []
-        for c in self.checks:
-            events = "-" if c.events_gained is None else f"{c.events_gained}/{c.events_lost}"
-            allowed = []
-            if c.cosine_min is not None:
-                allowed.append(f"cosine >= {c.limits.cosine:g}")
-            if c.score_max is not None:
-                allowed.append(f"score <= {c.limits.score:g}")
-            rows.append(
-                [
-                    c.artifact,
-                    c.backend,
-                    c.precision,
-                    "-" if c.cosine_min is None else f"{c.cosine_min:.7f}",
-                    "-" if c.score_max is None else f"{c.score_max:.1e}",
-                    events,
-                    ", ".join(allowed),
-                    "pass" if c.passed else "FAIL",
-                ]
-            )
-        return table(header, rows)
+        return checks_table(self.checks)
+
+
+def checks_table(checks: Sequence[Check]) -> str:
+    """Checks as a table for people."""
+    header = ["artifact", "backend", "precision", "cosine min", "score max", "events +/-", "allowed", ""]
+    rows = []
+    for c in checks:
+        events = "-" if c.events_gained is None else f"{c.events_gained}/{c.events_lost}"
+        allowed = []
+        if c.cosine_min is not None:
+            allowed.append(f"cosine >= {c.limits.cosine:g}")
+        if c.score_max is not None:
+            allowed.append(f"score <= {c.limits.score:g}")
+        rows.append(
+            [
+                c.artifact,
+                c.backend,
+                c.precision,
+                "-" if c.cosine_min is None else f"{c.cosine_min:.7f}",
+                "-" if c.score_max is None else f"{c.score_max:.1e}",
+                events,
+                ", ".join(allowed),
+                "pass" if c.passed else "FAIL",
+            ]
+        )
+    return table(header, rows)
 
 
 def verify(root: Path, say: Callable[[str], None] = lambda text: None) -> Verification:

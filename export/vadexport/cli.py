@@ -66,6 +66,28 @@ def parser() -> argparse.ArgumentParser:
         help="mirror frames (default: as the dataset's test features)",
     )
 
+    k = commands.add_parser(
+        "compile",
+        help="bundle -> TensorRT engines, on the box that runs them",
+        description="Build TensorRT engines of a bundle for this GPU and check them on it.",
+    )
+    k.add_argument("bundle", type=Path, metavar="DIR")
+    k.add_argument(
+        "--batch", default="1,8,32", metavar="MIN,OPT,MAX", help="frames in one call of the encoder (default 1,8,32)"
+    )
+    k.add_argument(
+        "--for",
+        dest="targets",
+        default="",
+        metavar="CC,...",
+        help="compute capabilities of GPUs that are not here, such as 8.6,8.9 (TensorRT-RTX only; not checked)",
+    )
+    k.add_argument("--hardware-compatible", action="store_true", help="for every GPU from Ampere on (slower)")
+    k.add_argument("--version-compatible", action="store_true", help="for later TensorRT of the same major version too")
+    k.add_argument("--memory", type=int, metavar="MIB", help="scratch memory that the builder may take")
+    k.add_argument("--low-memory", action="store_true", help="256 MiB of scratch and a quicker search: for 8 GB boxes")
+    k.add_argument("--keep-failed", action="store_true", help="keep an engine that is wrong, to look at")
+
     i = commands.add_parser("inspect", help="print what a bundle holds", description="Print what a bundle holds.")
     i.add_argument("bundle", type=Path, metavar="DIR")
     i.add_argument("--json", action="store_true", help="for machines")
@@ -83,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"build": _build, "inspect": _inspect, "verify": _verify}
+    commands = {"build": _build, "compile": _compile, "inspect": _inspect, "verify": _verify}
     return run_command("vadexport", lambda: commands[arguments.command](arguments))
 
 
@@ -133,6 +155,55 @@ def _build(arguments: argparse.Namespace) -> int:
     print(verification.table())
     print(f"bundle in {arguments.out}; next: vadrun VIDEO --engine {arguments.out}")
     return 0
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    from vadexport.certificate import checks_table
+    from vadexport.compile import CompileError, CompileOptions, compile_bundle, report
+
+    if arguments.memory is not None and arguments.memory < 1:
+        raise UserError(f"--memory is {arguments.memory}: give MiB, 1 or more")
+    options = CompileOptions(
+        bundle=arguments.bundle,
+        batch=_batch(arguments.batch),
+        targets=_capabilities(arguments.targets),
+        hardware_compatible=arguments.hardware_compatible,
+        version_compatible=arguments.version_compatible,
+        memory_mib=arguments.memory,
+        low_memory=arguments.low_memory,
+        keep_failed=arguments.keep_failed,
+    )
+    try:
+        compiled = compile_bundle(options, _Steps())
+    except CompileError as error:
+        print(checks_table(error.checks))
+        print(f"vadexport: {error}", file=sys.stderr)
+        return FAILED
+    print(report(compiled))
+    if compiled.checks:
+        print(checks_table(compiled.checks))
+        print(f"engines in {compiled.folder}; next: vadrun VIDEO --engine {arguments.bundle}")
+    else:
+        print(f"engines in {compiled.folder}, not checked: vadrun takes them once vadexport compile has run on the GPU")
+    return 0
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    try:
+        smallest, best, largest = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--batch is {text!r}: give MIN,OPT,MAX such as 1,8,32") from error
+    return smallest, best, largest
+
+
+def _capabilities(text: str) -> tuple[tuple[int, int], ...]:
+    found = []
+    for part in filter(None, text.split(",")):
+        major, dot, minor = part.strip().partition(".")
+        if not (dot and major.isdigit() and minor.isdigit()):
+            raise UserError(f"--for is {text!r}: give compute capabilities such as 8.6,8.9")
+        found.append((int(major), int(minor)))
+    return tuple(found)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,9 @@ EPILOG = """\
 exit codes: 0 done; 1 done, but a video was damaged and its scores end early; 2 an input cannot be used.
 
 example: vadrun cam1.mp4 recordings/ --engine engines/ucf --out results
+
+`vadrun devices` tells what this machine has (GPUs, libraries, decoders) and what --backend auto would take;
+with --engine DIR for that bundle, with --json for machines. (A video folder of that name: ./devices)
 """
 
 
@@ -48,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--backend",
         default="auto",
         metavar="NAME",
-        help="auto (default), onnxruntime, openvino, or with a device: onnxruntime:cuda, onnxruntime:cpu",
+        help="auto (default), tensorrt, onnxruntime, openvino, or with a device: onnxruntime:cuda, onnxruntime:cpu",
     )
     run.add_argument(
         "--precision",
@@ -75,10 +78,30 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def devices_parser() -> argparse.ArgumentParser:
+    """The arguments of ``vadrun devices``."""
+    p = argparse.ArgumentParser(prog="vadrun devices", description="Tell what this machine has for the runtime.")
+    p.add_argument("--engine", type=Path, metavar="DIR", help="say what auto takes for this bundle")
+    p.add_argument("--json", action="store_true", help="for machines")
+    return p
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["devices"]:
+        asked = devices_parser().parse_args(given[1:])
+        return run_command("vadrun", lambda: _devices(asked))
     arguments = parser().parse_args(argv)
     return run_command("vadrun", lambda: _run(arguments))
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    from vadrun.devices import describe, report
+
+    found = describe(arguments.engine)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else report(found))
+    return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Backends: what runs a bundle's graphs. Nothing outside this folder knows which ones exist.
 
 A backend is a module with one class that has the members of :class:`Backend` and a classmethod
-``unavailable() -> str | None`` (why it cannot work here, without loading anything large).
+``unavailable(device) -> str | None`` (why it cannot work here, without loading anything large) and
+``about() -> dict[str, str]`` (what it finds on this machine, for a person to read).
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from vadrun.bundle import Bundle
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class Missing(str):
+    """A reason why a backend cannot work here that goes away when its package is installed."""
 
 
 class BackendError(Exception):
@@ -56,6 +61,7 @@ class Backend(Protocol):
 
 # In the order in which "auto" tries them: name, device, module, class, what brings it.
 _CANDIDATES = (
+    ("tensorrt", "cuda", "vadrun.backends.tensorrt", "TensorrtBackend", "pip install 'vadclip-edge[tensorrt]'"),
     (
         "onnxruntime",
         "cuda",
@@ -86,6 +92,21 @@ def available() -> list[tuple[str, str]]:
     return found
 
 
+def reasons() -> list[tuple[str, str | None]]:
+    """Each backend in the order in which "auto" tries them, and why it cannot be tried here (None: it can)."""
+    found = []
+    for name, device, module, class_name, _ in _CANDIDATES:
+        kind: Any = getattr(import_module(module), class_name)
+        found.append((f"{name}:{device}", kind.unavailable(device)))
+    return found
+
+
+def about() -> dict[str, dict[str, str]]:
+    """What each backend's library finds on this machine."""
+    classes = dict.fromkeys((name, module, class_name) for name, _, module, class_name, _ in _CANDIDATES)
+    return {name: getattr(import_module(module), class_name).about() for name, module, class_name in classes}
+
+
 def load(bundle: Bundle, name: str, options: Options) -> tuple[Backend, str]:
     """The backend for ``name`` ("auto", "onnxruntime", "onnxruntime:cpu", ...) and why it was taken.
 
@@ -107,7 +128,7 @@ def load(bundle: Bundle, name: str, options: Options) -> tuple[Backend, str]:
         reason = kind.unavailable(known_device)
         if reason is not None:
             passed_over.append(f"{label} {reason}")
-            remedies.append(install)
+            remedies += [install] if isinstance(reason, Missing) else []
             continue
         try:
             backend: Backend = kind(bundle, known_device, options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadrun.backends import BackendError, Options, check_shapes
+from vadrun.backends import BackendError, Missing, Options, check_shapes
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,12 +27,21 @@ class OnnxruntimeBackend:
     def unavailable(cls, device: str) -> str | None:
         """Why this backend cannot work here, or None."""
         if find_spec("onnxruntime") is None:
-            return "is not installed"
+            return Missing("is not installed")
         import onnxruntime
 
         if _PROVIDERS[device] not in onnxruntime.get_available_providers():
-            return f"has no {_PROVIDERS[device]} in this onnxruntime"
+            return Missing(f"has no {_PROVIDERS[device]} in this onnxruntime")
         return None
+
+    @classmethod
+    def about(cls) -> dict[str, str]:
+        """Version and execution providers."""
+        if find_spec("onnxruntime") is None:
+            return {}
+        import onnxruntime
+
+        return {"version": onnxruntime.__version__, "providers": ", ".join(onnxruntime.get_available_providers())}
 
     def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
         import onnxruntime

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadrun.backends import BackendError, Options, check_shapes
+from vadrun.backends import BackendError, Missing, Options, check_shapes
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,20 @@ class OpenvinoBackend:
     @classmethod
     def unavailable(cls, device: str) -> str | None:
         """Why this backend cannot work here, or None."""
-        return "is not installed" if find_spec("openvino") is None else None
+        return Missing("is not installed") if find_spec("openvino") is None else None
+
+    @classmethod
+    def about(cls) -> dict[str, str]:
+        """Version, and what the CPU computes in."""
+        if find_spec("openvino") is None:
+            return {}
+        openvino = _import_openvino()
+        core = openvino.Core()
+        found = {"version": openvino.__version__.split("-")[0]}
+        for device in core.available_devices:
+            name = core.get_property(device, "FULL_DEVICE_NAME")
+            found[device] = f"{name} ({', '.join(core.get_property(device, 'OPTIMIZATION_CAPABILITIES'))})"
+        return found
 
     def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
         openvino = _import_openvino()

@@ -1,0 +1,222 @@
+"""TensorRT plans of a bundle: where they lie, what made them, and whether they fit this GPU.
+
+``engines/<device>/build.json`` stands beside the plans of one GPU and one TensorRT. It is read before any plan is: a
+plan that does not fit is refused by TensorRT with a line in its log only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vadrun.bundle import Bundle
+from vadrun.cuda import Gpu
+from vadrun.errors import UserError
+from vadrun.files import sha256, write_json
+
+SCHEMA = 1
+ENGINES = "engines"
+BUILD = "build.json"
+
+
+class PlanError(Exception):
+    """Plans cannot be used here; the message is a clause that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One serialised engine.
+
+    Attributes:
+        file: its name beside build.json.
+        sha256: of the file.
+        onnx: the bundle's graph that it was built from.
+        onnx_sha256: of that graph.
+        precision: "fp16" or "fp32".
+        typing: "strong" (precision by type) or "flag".
+        profile: input -> smallest, best and largest shape.
+        seconds: what the build took.
+        attention: fused attention layers; None where that was not looked at.
+        layers: of the engine; None where that was not looked at.
+    """
+
+    file: str
+    sha256: str
+    onnx: str
+    onnx_sha256: str
+    precision: str
+    typing: str
+    profile: Mapping[str, list[list[int]]]
+    seconds: float
+    attention: int | None = None
+    layers: int | None = None
+
+
+@dataclass(frozen=True)
+class PlanSet:
+    """What build.json holds.
+
+    Attributes:
+        toolkit: version of vadclip-edge.
+        date: ISO 8601.
+        library: package that built: "tensorrt" or "tensorrt_rtx".
+        version: of that package.
+        gpu: name of the GPU it was built on; None where it was built for one that was not there.
+        targets: compute capabilities, such as ["8.7"].
+        cuda: the driver's; None as for ``gpu``.
+        hardware_compatible: whether it runs on every GPU of its kind from Ampere on.
+        version_compatible: whether it runs with later TensorRT of the same major version.
+        bundle: sha256 of the bundle's manifest.
+        encoder: plan of the encoder.
+        head: plan of the head.
+        checks: rows of the certificate on the GPU; empty where it could not be run.
+    """
+
+    toolkit: str
+    date: str
+    library: str
+    version: str
+    gpu: str | None
+    targets: list[str]
+    cuda: str | None
+    hardware_compatible: bool
+    version_compatible: bool
+    bundle: str
+    encoder: Plan
+    head: Plan
+    checks: list[dict[str, Any]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the plans have been held against PyTorch's answers on a GPU, and were right."""
+        return bool(self.checks) and all(check.get("passed") is True for check in self.checks)
+
+    def write(self, folder: Path) -> None:
+        """Write ``build.json``."""
+        write_json(folder / BUILD, {"schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> PlanSet:
+        """Read ``build.json``.
+
+        Raises:
+            PlanError: it is not there or does not read.
+        """
+        path = folder / BUILD
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if value.pop("schema") != SCHEMA:
+                raise PlanError(f"finds {path} of another version of vadclip-edge")
+            value["encoder"], value["head"] = Plan(**value["encoder"]), Plan(**value["head"])
+            return cls(**value)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"cannot read {path} ({error})") from error
+
+
+def device_name(gpu: Gpu | None, capability: tuple[int, int], library: str, version: str) -> str:
+    """The folder of one device's plans: ``orin-sm87-tensorrt-10.3.0``."""
+    name = "any" if gpu is None else gpu.name.lower().replace("nvidia", "")
+    slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "gpu"
+    return f"{slug}-sm{capability[0]}{capability[1]}-{library.replace('_', '-')}-{version}"
+
+
+def plan_folders(bundle: Bundle) -> list[Path]:
+    """Folders under ``engines/`` that hold a build.json, by name."""
+    root = bundle.root / ENGINES
+    if not root.is_dir():
+        return []
+    return sorted(folder for folder in root.iterdir() if not folder.name.startswith(".") and (folder / BUILD).is_file())
+
+
+def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Path, PlanSet]:
+    """The folder whose plans fit, and what it says.
+
+    Args:
+        bundle: an opened bundle.
+        gpu: the one that shall run.
+        library: "tensorrt", "tensorrt_lean" or "tensorrt_rtx".
+        version: of that package.
+
+    Raises:
+        PlanError: none fits; why the nearest does not.
+    """
+    rebuild = f"run vadexport compile {bundle.root} on this machine"
+    folders = plan_folders(bundle)
+    if not folders:
+        raise PlanError(f"finds no engine in {bundle.root}: {rebuild}")
+    reasons = []
+    for folder in folders:
+        try:
+            plans = PlanSet.read(folder)
+            reason = _misfit(plans, bundle, gpu, library, version)
+        except PlanError as error:
+            reason = str(error)
+        if reason is None:
+            return folder, plans
+        reasons.append(f"{folder.name} {reason}")
+    raise PlanError(f"has no engine for this machine ({'; '.join(reasons)}): {rebuild}")
+
+
+def read_plan(folder: Path, plan: Plan) -> bytes:
+    """The plan's bytes.
+
+    Raises:
+        PlanError: the file is missing or not the one that was built.
+    """
+    path = folder / plan.file
+    if Path(plan.file).name != plan.file:
+        raise PlanError(f"finds a plan outside its folder in {folder / BUILD}: compile again")
+    if not path.is_file():
+        raise PlanError(f"misses {path}: compile again")
+    if sha256(path) != plan.sha256:
+        raise PlanError(f"finds that {path} is not the file that was built (its sha256 differs): compile again")
+    return path.read_bytes()
+
+
+def largest(plan: Plan, name: str) -> list[int]:
+    """The largest shape of an input in a plan's profile.
+
+    Raises:
+        UserError: build.json does not tell it.
+    """
+    try:
+        return [int(size) for size in plan.profile[name][2]]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"{BUILD} gives no profile for the input {name!r} of {plan.file}: compile again") from error
+
+
+def _misfit(plans: PlanSet, bundle: Bundle, gpu: Gpu, library: str, version: str) -> str | None:
+    graphs = {plan.onnx: plan.onnx_sha256 for plan in (plans.encoder, plans.head)}
+    held = {entry.name: entry.sha256 for entry in bundle.files}
+    if any(held.get(name) != digest for name, digest in graphs.items()):
+        return "was built from other graphs than the bundle holds"
+    if (library == "tensorrt_rtx") != (plans.library == "tensorrt_rtx"):
+        return f"was built with {plans.library}, and {library} is installed"
+    if not _version_fits(plans, version):
+        return f"was built with TensorRT {plans.version}, and {version} is installed"
+    capability = f"{gpu.capability[0]}.{gpu.capability[1]}"
+    if plans.hardware_compatible:
+        if gpu.capability < (8, 0):
+            return f"is for compute capability 8.0 and later, and {gpu.name} has {capability}"
+    elif capability not in plans.targets:
+        return f"was built for compute capability {', '.join(plans.targets)}, and {gpu.name} has {capability}"
+    elif plans.gpu not in (None, gpu.name):
+        return f"was built on {plans.gpu}, and this is {gpu.name}"
+    return None
+
+
+def _version_fits(plans: PlanSet, version: str) -> bool:
+    if plans.version == version:
+        return True
+    if not plans.version_compatible:
+        return False
+    built, here = _numbers(plans.version), _numbers(version)
+    return built[:1] == here[:1] and built <= here
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]

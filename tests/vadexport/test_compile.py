@@ -1,0 +1,167 @@
+"""Every graph that a bundle can hold builds, strongly typed, with TensorRT-RTX, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from tests.golden import Golden
+from tests.vadexport.test_cli import fails
+from vadclip.model import VadCLIP
+from vadclip.untrained import SMALL, untrained
+from vadexport.build import BuildOptions, build
+from vadexport.cli import main
+from vadexport.compile import CompileOptions, PlanBuilder, compile_bundle, encoder_shapes, head_shapes
+from vadexport.encoder_graph import encoder_graph
+from vadexport.head_graph import HeadSizes, head_graph
+from vadrun import Bundle
+from vadrun.bundle import BundleFile
+from vadrun.files import sha256
+from vadrun.plans import PlanSet
+
+trt = pytest.importorskip("tensorrt_rtx")
+
+TARGETS = ((8, 6), (8, 9))
+ROOT = Path(__file__).parents[2]
+
+
+def weights(model: VadCLIP) -> dict[str, Any]:
+    return {key: value.numpy() for key, value in model.state_dict().items()}
+
+
+@cache
+def full_size() -> VadCLIP:
+    return untrained("ucf")
+
+
+def network_types(path: Path) -> tuple[dict[str, str], set[str]]:
+    """Types of the inputs and outputs as TensorRT parses them, and those of the matrix products."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    products = {str(x.get_output(0).dtype) for x in layers if x.type == trt.LayerType.MATRIX_MULTIPLY}
+    return {x.name: str(x.dtype).removeprefix("DataType.") for x in tensors}, products
+
+
+def built(path: Path, precision: str, shapes: dict[str, list[list[int]]]) -> None:
+    """Build for both targets; the plan is whole and said so."""
+    entry = BundleFile(path.name, "encoder", precision, sha256(path), path.stat().st_size)
+    builder = PlanBuilder(trt, "tensorrt_rtx", CompileOptions(path.parent, targets=TARGETS), path.parent, print)
+    plan = builder.build(path, entry, path.with_suffix(".plan"), shapes)
+    assert plan.typing == "strong"
+    size = path.with_suffix(".plan").stat().st_size
+    assert 0.4 < size / path.stat().st_size < 4
+    assert plan.sha256 == sha256(path.with_suffix(".plan"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_full_size_encoder_builds(tmp_path: Path, precision: str) -> None:
+    prefix = "clipmodel.visual."
+    visual = {k.removeprefix(prefix): v for k, v in weights(full_size()).items() if k.startswith(prefix)}
+    path = tmp_path / f"encoder.{precision}.onnx"
+    onnx.save(encoder_graph(visual, full_size().config.clip.vision_heads, precision), path)
+    types, products = network_types(path)
+    assert types == {"frames": "UINT8", "features": "FLOAT"}
+    assert products == {"DataType.HALF" if precision == "fp16" else "DataType.FLOAT"}
+    built(path, precision, {"frames": [[n, 224, 224, 3] for n in (1, 8, 32)]})
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize("dataset", ["ucf", "xd"])
+def test_the_full_size_heads_build(tmp_path: Path, dataset: str, mask_padding: bool) -> None:
+    model = untrained(dataset, SMALL, embed_dim=512)  # the image encoder is no part of the head
+    config = model.config
+    path = tmp_path / "head.onnx"
+    sizes = HeadSizes(config.heads, config.window, mask_padding, config.temperature)
+    onnx.save(head_graph(weights(model), sizes), path)
+    types, products = network_types(path)
+    head = {"features": "FLOAT", "lengths": "INT64", "text": "FLOAT", "logits": "FLOAT", "alignment": "FLOAT"}
+    assert types == head
+    assert products == {"DataType.FLOAT"}
+    shapes = {
+        "features": [[n, 256, 512] for n in (1, 1, 8)],
+        "lengths": [[n] for n in (1, 1, 8)],
+        "text": [[n, 512] for n in (2, len(config.labels), 64)],
+    }
+    built(path, "fp32", shapes)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_demo_bundle_compiles(tmp_path: Path, precision: str) -> None:
+    out = tmp_path / "demo"
+    build(BuildOptions(ROOT / "demo" / "checkpoint.safetensors", out, precision=precision))
+    compiled = compile_bundle(CompileOptions(out, targets=TARGETS))
+    assert compiled.plans.encoder.precision == precision
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_golden_bundles_compile(golden: Golden, tmp_path: Path, precision: str) -> None:
+    out = tmp_path / "bundle"
+    build(BuildOptions(golden.checkpoint, out, dataset=golden.dataset, precision=precision))
+    compiled = compile_bundle(CompileOptions(out, targets=TARGETS))
+    assert compiled.plans == PlanSet.read(compiled.folder)
+    assert compiled.plans.targets == ["8.6", "8.9"]
+    assert not compiled.plans.passed  # nobody has run it yet
+    assert (compiled.folder / "build.log").is_file()
+    bundle = Bundle.open(out)  # engines are no part of the manifest
+    profiles: Mapping[str, object] = {**encoder_shapes(bundle, (1, 8, 32)), **head_shapes(bundle)}
+    assert {**compiled.plans.encoder.profile, **compiled.plans.head.profile} == profiles
+
+
+def test_the_command(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(bundle_copy), "--for", "8.6", "--batch", "1,4,4", "--low-memory"]) == 0
+    printed = capsys.readouterr()
+    assert "not checked" in printed.out
+    assert "building encoder in fp32" in printed.err
+    (sidecar,) = bundle_copy.glob("engines/*/build.json")
+    assert json.loads(sidecar.read_text())["encoder"]["profile"]["frames"][2][0] == 4
+
+
+def test_bad_input(bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        (("--batch", "1,8"), "--batch is '1,8': give MIN,OPT,MAX"),
+        (("--batch", "4,2,8"), "is no range"),
+        (("--batch", "0,2,8"), "is no range"),
+        (("--for", "87"), "--for is '87': give compute capabilities such as 8.6,8.9"),
+        (("--for", "8.7"), "builds for no GPU of compute capability 8.7: take one of"),
+        (("--memory", "0"), "--memory is 0"),
+    ):
+        assert said in fails(capsys, "compile", bundle_copy, *arguments)
+    assert "does not exist" in fails(capsys, "compile", tmp_path / "none", "--for", "8.6")
+    assert not (bundle_copy / "engines").exists()
+
+
+def test_a_graph_that_tensorrt_refuses_leaves_nothing(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {"frames": [[1, 1, 1, 3]] * 3}  # not what the graph takes
+    monkeypatch.setattr("vadexport.compile.encoder_shapes", lambda bundle, batch: shapes)
+    before = compile_bundle_error(bundle_copy)
+    assert "TensorRT cannot build" in before
+    assert not list(bundle_copy.glob("engines/*"))
+
+
+def compile_bundle_error(bundle: Path) -> str:
+    from vadrun import UserError
+
+    with pytest.raises(UserError) as error:
+        compile_bundle(CompileOptions(bundle, targets=TARGETS))
+    return str(error.value)
+
+
+def test_earlier_engines_stay_when_a_build_fails(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = compile_bundle(CompileOptions(bundle_copy, targets=TARGETS)).folder
+    kept = shutil.copytree(folder, bundle_copy.parent / "kept")
+    monkeypatch.setattr("vadexport.compile.encoder_shapes", lambda bundle, batch: {"frames": [[1, 1, 1, 3]] * 3})
+    compile_bundle_error(bundle_copy)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in kept.iterdir()}

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vadrun import Bundle
+from vadrun.cuda import Gpu
+from vadrun.files import sha256
+from vadrun.plans import ENGINES, Plan, PlanError, PlanSet, device_name, find_plans, largest, read_plan
+
+ORIN = Gpu(0, "Orin", (8, 7), 8 << 30, "12.6")
+RTX = Gpu(0, "NVIDIA RTX A2000", (8, 6), 6 << 30, "13.0")
+
+
+def plan_set(bundle: Bundle, folder: Path, **changes: object) -> PlanSet:
+    """Plans whose engines are a few bytes, beside a build.json that fits ``ORIN`` and TensorRT 10.3.0."""
+    folder.mkdir(parents=True)
+    plans = []
+    for role in ("encoder", "head"):
+        (folder / f"{role}.plan").write_bytes(role.encode())
+        entry = bundle.file(role)
+        digest = sha256(folder / f"{role}.plan")
+        profile = {"frames": [[1, 64, 64, 3], [8, 64, 64, 3], [32, 64, 64, 3]]}
+        plans.append(Plan(f"{role}.plan", digest, entry.name, entry.sha256, "fp32", "strong", profile, 1.0))
+    made = PlanSet(
+        toolkit="0.1.0",
+        date="2026-01-01T00:00:00+00:00",
+        library="tensorrt",
+        version="10.3.0",
+        gpu="Orin",
+        targets=["8.7"],
+        cuda="12.6",
+        hardware_compatible=False,
+        version_compatible=False,
+        bundle=bundle.sha256,
+        encoder=plans[0],
+        head=plans[1],
+        checks=[{"passed": True}],
+    )
+    made = replace(made, **changes)  # type: ignore[arg-type]
+    made.write(folder)
+    return made
+
+
+def test_plans_of_this_gpu_are_found(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    folder = bundle_copy / ENGINES / device_name(ORIN, ORIN.capability, "tensorrt", "10.3.0")
+    made = plan_set(bundle, folder)
+    assert folder.name == "orin-sm87-tensorrt-10.3.0"
+    assert find_plans(Bundle.open(bundle_copy), ORIN, "tensorrt", "10.3.0") == (folder, made)
+    assert made.passed
+    assert read_plan(folder, made.head) == b"head"
+    assert largest(made.encoder, "frames") == [32, 64, 64, 3]
+    # The lean runtime runs what TensorRT built.
+    assert find_plans(bundle, ORIN, "tensorrt_lean", "10.3.0")[0] == folder
+
+
+@pytest.mark.parametrize(
+    ("gpu", "library", "version", "said"),
+    [
+        (RTX, "tensorrt", "10.3.0", "built for compute capability 8.7, and NVIDIA RTX A2000 has 8.6"),
+        (replace(ORIN, name="Thor"), "tensorrt", "10.3.0", "built on Orin, and this is Thor"),
+        (ORIN, "tensorrt", "10.16.2", "built with TensorRT 10.3.0, and 10.16.2 is installed"),
+        (ORIN, "tensorrt_rtx", "10.3.0", "built with tensorrt, and tensorrt_rtx is installed"),
+    ],
+)
+def test_plans_of_another_machine_are_refused(
+    bundle_copy: Path, gpu: Gpu, library: str, version: str, said: str
+) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "there")
+    with pytest.raises(PlanError, match=said) as error:
+        find_plans(bundle, gpu, library, version)
+    assert f"run vadexport compile {bundle_copy}" in str(error.value)
+
+
+def test_compatible_plans_go_further(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "wide", hardware_compatible=True, version_compatible=True)
+    assert find_plans(bundle, RTX, "tensorrt", "10.16.2")
+    for gpu, version in ((RTX, "10.2.0"), (RTX, "11.0.0"), (replace(RTX, capability=(7, 5)), "10.3.0")):
+        with pytest.raises(PlanError):
+            find_plans(bundle, gpu, "tensorrt", version)
+
+
+def test_the_fitting_folder_is_taken_among_others(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "a", targets=["8.6"])
+    plan_set(bundle, bundle_copy / ENGINES / "b")
+    (bundle_copy / ENGINES / "c").mkdir()
+    (bundle_copy / ENGINES / "c" / "build.json").write_text("{}")
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "b"
+
+
+def test_plans_of_other_graphs_are_refused(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    folder = bundle_copy / ENGINES / "there"
+    made = plan_set(bundle, folder)
+    replace(made, head=replace(made.head, onnx_sha256="0" * 64)).write(folder)
+    with pytest.raises(PlanError, match="other graphs than the bundle holds"):
+        find_plans(bundle, ORIN, "tensorrt", "10.3.0")
+
+
+def test_nothing_compiled_yet(bundles: dict[str, Path]) -> None:
+    with pytest.raises(PlanError, match=r"finds no engine in .*: run vadexport compile"):
+        find_plans(Bundle.open(bundles["ucf"]), ORIN, "tensorrt", "10.3.0")
+
+
+def test_a_cut_plan_is_refused(bundle_copy: Path) -> None:
+    folder = bundle_copy / ENGINES / "there"
+    made = plan_set(Bundle.open(bundle_copy), folder)
+    (folder / "encoder.plan").write_bytes(b"enc")
+    with pytest.raises(PlanError, match="not the file that was built"):
+        read_plan(folder, made.encoder)
+    (folder / "encoder.plan").unlink()
+    with pytest.raises(PlanError, match="misses"):
+        read_plan(folder, made.encoder)
+    with pytest.raises(PlanError, match="outside its folder"):
+        read_plan(folder, replace(made.encoder, file="../head.onnx"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "encoder": 3, "head": {}}'])
+def test_a_damaged_sidecar_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "build.json").write_text(text)
+    with pytest.raises(PlanError):
+        PlanSet.read(tmp_path)
+
+
+def test_unchecked_or_wrong_plans_have_not_passed(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    assert not plan_set(bundle, bundle_copy / "a", checks=[]).passed
+    assert not plan_set(bundle, bundle_copy / "b", checks=[{"passed": True}, {"passed": False}]).passed
