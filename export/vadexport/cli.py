@@ -7,9 +7,13 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vadrun.console import DAMAGED, run_command, version
 from vadrun.errors import UserError
+
+if TYPE_CHECKING:
+    from vadexport.compile import CompileOptions
 
 FAILED = DAMAGED  # exit code 1: done, and a check did not pass
 
@@ -153,13 +157,20 @@ def _build(arguments: argparse.Namespace) -> int:
         )
         return FAILED
     print(verification.table())
+    code = _compile_here(arguments.out) if arguments.precision == "fp16" else 0
     print(f"bundle in {arguments.out}; next: vadrun VIDEO --engine {arguments.out}")
-    return 0
+    return code
+
+
+def _compile_here(bundle: Path) -> int:
+    """Engines for this machine's own GPU, where it has one and TensorRT."""
+    from vadexport.compile import CompileOptions, can_compile
+
+    return _compile_with(CompileOptions(bundle)) if can_compile() else 0
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from vadexport.certificate import checks_table
-    from vadexport.compile import CompileError, CompileOptions, compile_bundle, report
+    from vadexport.compile import CompileOptions
 
     if arguments.memory is not None and arguments.memory < 1:
         raise UserError(f"--memory is {arguments.memory}: give MiB, 1 or more")
@@ -173,6 +184,13 @@ def _compile(arguments: argparse.Namespace) -> int:
         low_memory=arguments.low_memory,
         keep_failed=arguments.keep_failed,
     )
+    return _compile_with(options)
+
+
+def _compile_with(options: CompileOptions) -> int:
+    from vadexport.certificate import checks_table
+    from vadexport.compile import CompileError, compile_bundle, report
+
     try:
         compiled = compile_bundle(options, _Steps())
     except CompileError as error:
@@ -182,7 +200,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     print(report(compiled))
     if compiled.checks:
         print(checks_table(compiled.checks))
-        print(f"engines in {compiled.folder}; next: vadrun VIDEO --engine {arguments.bundle}")
+        print(f"engines in {compiled.folder}; next: vadrun VIDEO --engine {options.bundle}")
     else:
         print(f"engines in {compiled.folder}, not checked: vadrun takes them once vadexport compile has run on the GPU")
     return 0

@@ -98,15 +98,15 @@ def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Com
     folder = bundle.root / ENGINES / device_name(gpu, capabilities[0], library, trt.__version__)
     say(f"{library} {trt.__version__} for {gpu.name if gpu else ', '.join(_dotted(c) for c in capabilities)}")
     with whole_directory(folder, replace=True) as made:
-        builder = PlanBuilder(trt, library, options, folder.parent, say)
+        maker = PlanBuilder(trt, library, options, folder.parent, say)
         plans = [
-            builder.build(bundle.root / entry.name, entry, made / f"{role}.plan", shapes)
+            maker.build(bundle.root / entry.name, entry, made / f"{role}.plan", shapes)
             for role, entry, shapes in (
                 ("encoder", encoder, encoder_shapes(bundle, options.batch)),
                 ("head", bundle.file("head"), head_shapes(bundle)),
             )
         ]
-        write_text(made / "build.log", "\n".join(builder.log) + "\n")
+        write_text(made / "build.log", "\n".join(maker.log) + "\n")
         found = PlanSet(
             toolkit=version(),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -127,8 +127,16 @@ def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Com
         if gpu is not None:
             say("checking the engines against PyTorch's answers")
             found, checks = _checked(bundle, found, made, options, folder)
-        builder.keep_timings()
+        maker.keep_timings()
     return Compiled(folder, found, checks)
+
+
+def can_compile() -> bool:
+    """Whether this machine has a GPU and a TensorRT that builds."""
+    try:
+        return bool(tensorrt.installed(tensorrt.BUILD_WITH) and gpus())
+    except NoCuda:
+        return False
 
 
 def encoder_shapes(bundle: Bundle, batch: tuple[int, int, int]) -> Shapes:
@@ -252,7 +260,7 @@ class PlanBuilder:
             config.progress_monitor = _monitor(trt, self._say)
         if self._timings is not None:
             kept = self._cache or (self._timings.read_bytes() if self._timings.is_file() else b"")
-            config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False)
+            config.set_timing_cache(config.create_timing_cache(kept), False)
 
     def _write(self, severity: str, message: str) -> None:
         self.log.append(f"{severity}: {message}")

@@ -129,6 +129,19 @@ def test_the_command(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(sidecar.read_text())["encoder"]["profile"]["frames"][2][0] == 4
 
 
+def test_an_fp16_build_compiles_where_it_can(
+    ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr("vadexport.compile.can_compile", lambda: True)
+    monkeypatch.setattr("vadexport.cli._compile_with", lambda options: called.append(options) or 0)
+    for precision, times in (("fp32", 0), ("fp16", 1)):
+        out = tmp_path / precision
+        arguments = ["--checkpoint", str(ucf.checkpoint), "--dataset", "ucf", "--out", str(out)]
+        assert main(["build", *arguments, "--precision", precision]) == 0
+        assert len(called) == times
+
+
 def test_bad_input(bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         (("--batch", "1,8"), "--batch is '1,8': give MIN,OPT,MAX"),

@@ -168,3 +168,10 @@ def test_engines_that_do_not_fit_are_refused_before_tensorrt_sees_them(bundle_co
 def test_engines_that_were_not_checked_are_not_taken(bundle_copy: Path) -> None:
     plan_set(Bundle.open(bundle_copy), bundle_copy / ENGINES / "here", checks=[])
     assert "was not checked on a GPU: run vadexport compile" in refused(bundle_copy, Options())
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+@pytest.mark.skipif(not without_gpu(), reason="a GPU is here")
+def test_cuda_that_does_not_start_is_a_reason(bundle_copy: Path) -> None:
+    plan_set(Bundle.open(bundle_copy), bundle_copy / ENGINES / "here")
+    assert "does not start: CUDA failed with cudaError" in refused(bundle_copy, Options())

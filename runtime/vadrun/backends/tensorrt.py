@@ -90,8 +90,9 @@ class TensorrtBackend:
         self.library = f"{library} {trt.__version__}"
         self.encoder_file = plans.encoder.onnx
         self._messages: list[str] = []
-        self._cuda = _Cuda(gpu.index)
+        self._cuda = _Cuda()
         try:
+            self._cuda.start(gpu.index)
             logger = make_logger(trt, self._log)
             runtime = trt.Runtime(logger)
             engines = [self._deserialised(runtime, plan, folder) for plan in serialised]
@@ -105,6 +106,9 @@ class TensorrtBackend:
                 for name in INPUTS[role]:
                     shapes[name] = [size if size >= 0 else None for size in engine.get_tensor_shape(name)]
             check_shapes(bundle, shapes)
+        except UserError as error:
+            self._cuda.close()
+            raise BackendError(f"does not start: {error}") from error
         except BaseException:
             self._cuda.close()
             raise
@@ -158,14 +162,17 @@ class TensorrtBackend:
 class _Cuda:
     """One stream, and all memory that was taken, of cuda-bindings' runtime."""
 
-    def __init__(self, device: int) -> None:
+    def __init__(self) -> None:
         from cuda.bindings import runtime
 
         self.runtime = runtime
+        self.stream: Any = None
         self._device: list[int] = []
         self._pinned: list[int] = []
-        self.call(runtime.cudaSetDevice(device))
-        self.stream = self.call(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
+
+    def start(self, device: int) -> None:
+        self.call(self.runtime.cudaSetDevice(device))
+        self.stream = self.call(self.runtime.cudaStreamCreateWithFlags(self.runtime.cudaStreamNonBlocking))
 
     def call(self, result: tuple[Any, ...]) -> Any:
         """The value of a call of cuda-bindings.
@@ -209,9 +216,9 @@ class _Cuda:
             self.runtime.cudaFree(address)
         for address in self._pinned:
             self.runtime.cudaFreeHost(address)
-        if self._device or self._pinned:
+        if self.stream is not None:
             self.runtime.cudaStreamDestroy(self.stream)
-        self._device, self._pinned = [], []
+        self._device, self._pinned, self.stream = [], [], None
 
 
 class LoadedEngine:
