@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vadclip import evaluate
+from vadclip import evaluate, evaluate_command
 from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
 
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     _add_ablate(a)
     _add_test_list(a, "on which every row is evaluated", required=True)
     v = commands.add_parser("evaluate", help="a model on a test list", description="Evaluate a checkpoint or a bundle.")
-    evaluate.add_arguments(v)
+    evaluate_command.add_arguments(v)
     return p
 
 
@@ -127,7 +127,7 @@ def _add_ablate(t: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"extract": _extract, "train": _train, "ablate": _ablate, "evaluate": evaluate.run}
+    commands = {"extract": _extract, "train": _train, "ablate": _ablate, "evaluate": evaluate_command.run}
     return run_command("vadclip", lambda: commands[arguments.command](arguments))
 
 
@@ -266,10 +266,11 @@ class _Training:
 
     def evaluated(self, design: Design, seed: int, out: Path) -> Evaluation:
         from vadclip.checkpoint import load_checkpoint
+        from vadclip.scorers import ModelScorer
 
         assert self.test is not None
         checkpoint = self.run(design, seed, out).checkpoint
-        scorer = evaluate.ModelScorer(load_checkpoint(checkpoint), self.device)
+        scorer = ModelScorer(load_checkpoint(checkpoint), self.device)
         found = evaluate.evaluate(scorer, self.test)
         evaluate.write_evaluation(found, out / "evaluation", {"model": str(checkpoint)}, force=True)
         return found

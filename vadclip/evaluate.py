@@ -6,31 +6,24 @@ video is scored; only NaN in a feature file waits until that file is read.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from importlib.util import find_spec
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vadclip.features import count_snippets, read_features
 from vadclip.groundtruth import (
-    COUNTS_COLUMN,
     Annotations,
     Event,
     VideoTruth,
     ground_truth,
-    read_annotations,
-    read_counts,
     video_name,
 )
-from vadclip.lists import FeatureList, load_classes, load_list, one_crop, without_missing
+from vadclip.lists import FeatureList
 from vadclip.metrics import (
     IOU,
     MODES,
@@ -40,15 +33,14 @@ from vadclip.metrics import (
     frame_metrics,
 )
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset
-from vadclip.sidecar import FeatureSettings, check_test_features, common_settings, image_settings
-from vadrun.console import run_command, table, version
+from vadclip.scorers import Scorer
+from vadclip.sidecar import FeatureSettings, check_test_features, common_settings
+from vadrun.console import table
 from vadrun.errors import UserError
 from vadrun.files import whole_directory, write_json
-from vadrun.scoring import Scores, scores_from_logits
 
 if TYPE_CHECKING:
-    from vadclip.model import VadCLIP
-    from vadrun.engine import Engine
+    pass
 
 # Which of the IoU thresholds the class table shows.
 _SHOWN = (0, 2, 4)
@@ -57,96 +49,6 @@ _COUNT_SLACK = 2
 
 Progress = Callable[[int, int], None]
 """Called with the number of videos that are scored and of all."""
-
-
-class Scorer(Protocol):
-    """What is evaluated: a model that turns the features of one video into scores.
-
-    Attributes:
-        labels: the m labels, normal first.
-        width: d, the width of the features that it takes.
-        anomaly: the branch that gives its anomaly score.
-        description: what it is and on what it runs, in one line.
-        sha256: of the checkpoint file, or of the bundle's manifest; None for a model that is no file.
-        feature_settings: how its features are to be made (:mod:`vadclip.sidecar`); None where nothing says.
-    """
-
-    labels: Sequence[str]
-    width: int
-    anomaly: str
-    description: str
-    sha256: str | None
-    feature_settings: FeatureSettings | None
-
-    def score(self, features: NDArray[np.float32]) -> Scores:
-        """Scores of one video's features [n,d]."""
-
-
-class ModelScorer:
-    """A PyTorch model.
-
-    Args:
-        model: in evaluation mode; moved to ``device``.
-        device: of torch, such as "cpu" or "cuda:0"; "auto" is a GPU where there is one.
-
-    Raises:
-        UserError: no such device, or a label has no tokens or too many.
-    """
-
-    def __init__(self, model: VadCLIP, device: str = "auto", sha256: str | None = None) -> None:
-        import torch
-
-        from vadclip.device import find_device
-
-        place = find_device(device, model)
-        self._model = model.eval()
-        with torch.no_grad():
-            self._text = self._model.encode_text(model.config.labels)
-        self.labels: Sequence[str] = model.config.labels
-        self.width = model.config.embed_dim
-        self.anomaly: str = model.config.anomaly
-        self.description = f"PyTorch {torch.__version__} on {place}"
-        self.sha256 = sha256
-        self.feature_settings: FeatureSettings | None = model.feature_settings
-
-    def score(self, features: NDArray[np.float32]) -> Scores:
-        """Scores of one video's features [n,d]."""
-        import torch
-
-        logits, alignment = self._model.score(torch.from_numpy(features), self._text)
-        return scores_from_logits(logits.cpu().numpy(), alignment.cpu().numpy(), self.anomaly)
-
-    def adapt(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """X (Eq. 1) [k,d]: at most one chunk of a video's features [n,d] after the LGT-Adapter, k = min(n, T)."""
-        import torch
-
-        positions = self._model.config.positions
-        part = torch.from_numpy(features[:positions]).to(self._text)
-        padded = torch.nn.functional.pad(part, (0, 0, 0, positions - len(part)))[None]
-        with torch.no_grad():
-            after = self._model.video_features(padded, torch.tensor([len(part)]))[0, : len(part)]
-        found: NDArray[np.float32] = after.cpu().numpy()
-        return found
-
-
-class EngineScorer:
-    """A bundle in one of the runtime's backends."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.labels: Sequence[str] = engine.labels
-        self.width = engine.bundle.model.features
-        self.anomaly = engine.bundle.model.anomaly
-        self.description = engine.description
-        self.sha256: str | None = engine.bundle.sha256
-        self.feature_settings: FeatureSettings | None = {
-            "sampling": engine.bundle.sampling.to_manifest(),
-            "preprocessing": image_settings(engine.bundle.preprocessing),
-        }
-
-    def score(self, features: NDArray[np.float32]) -> Scores:
-        """Scores of one video's features [n,d]."""
-        return self._engine.score(features)
 
 
 @dataclass(frozen=True)
@@ -404,45 +306,6 @@ def evaluate(scorer: Scorer, test: TestSet, progress: Progress | None = None) ->
     return Evaluation(names, scorer.anomaly, frames, detection, scored)
 
 
-def open_scorer(
-    path: str | Path,
-    *,
-    backend: str = "auto",
-    threads: int | None = None,
-    device: str = "auto",
-    **settings: Any,
-) -> Scorer:
-    """A bundle (a folder) or a checkpoint (a file), ready to score.
-
-    Args:
-        path: the bundle or the checkpoint.
-        backend: of the runtime, for a bundle.
-        threads: inference threads, for a bundle.
-        device: of torch, for a checkpoint.
-        settings: what :func:`vadclip.checkpoint.load_checkpoint` takes besides, for a checkpoint.
-
-    Raises:
-        UserError: it cannot be opened, or settings of a checkpoint are given for a bundle, which has its own.
-    """
-    path = Path(path)
-    given = {name: value for name, value in settings.items() if value}
-    if path.is_dir():
-        if given:
-            raise UserError(f"{path} is a bundle, which holds its {', '.join(given)} itself: leave these options out")
-        from vadrun.engine import Engine
-
-        return EngineScorer(Engine.load(path, backend, threads=threads))
-    try:
-        from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"evaluating a checkpoint needs {error.name}, which is not installed: pip install 'vadclip-edge[train]'"
-        ) from error
-    if backend != "auto":
-        raise UserError(f"{path} is no bundle, and only bundles run in the backend {backend!r}: leave it out")
-    return ModelScorer(load_checkpoint(path, **given), device, checkpoint_sha256(path))
-
-
 def write_evaluation(
     evaluation: Evaluation,
     folder: Path,
@@ -468,115 +331,6 @@ def write_evaluation(
         (temporary / "evaluation.txt").write_text(evaluation.table() + "\n", encoding="utf-8")
         if pictures is not None:
             pictures(temporary)
-
-
-def add_arguments(p: argparse.ArgumentParser) -> None:
-    """Give a parser the arguments of ``vadclip evaluate``."""
-    p.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint file, or the folder of a bundle")
-    p.add_argument("--list", required=True, type=Path, metavar="CSV", help="test list: path,label of feature files")
-    p.add_argument(
-        "--annotations", required=True, type=Path, metavar="FILE", help="anomalous frames, as the data set has them"
-    )
-    p.add_argument(
-        "--events",
-        type=Path,
-        metavar="FILE",
-        help="events with their classes, if not in --annotations (XD-Violence: the multi-class file)",
-    )
-    p.add_argument("--root", type=Path, metavar="DIR", help="where the feature files of the list lie now")
-    p.add_argument("--classes", type=Path, metavar="FILE", help="your own classes, as in training (YAML or JSON)")
-    p.add_argument(
-        "--crop", type=int, metavar="N", help="of several crops in the list (default 5 for UCF-Crime, 0 for others)"
-    )
-    p.add_argument("--counts", type=Path, metavar="CSV", help="snippets of each video, to check the features against")
-    p.add_argument(
-        "--counts-column", default=COUNTS_COLUMN, metavar="NAME", help=f"its column (default {COUNTS_COLUMN})"
-    )
-    p.add_argument("--out", type=Path, metavar="DIR", help="write evaluation.json and evaluation.txt here")
-    p.add_argument("--pictures", action="store_true", help="draw pictures there too: open its index.html")
-    p.add_argument("--force", action="store_true", help="replace a folder that is already there")
-    p.add_argument("--json", action="store_true", help="print the figures as JSON instead of tables")
-    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    b = p.add_argument_group("how to run")
-    b.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle: onnxruntime, openvino, ...")
-    b.add_argument("--threads", type=int, metavar="N", help="inference threads of a bundle")
-    b.add_argument("--device", default="auto", metavar="NAME", help="of a checkpoint: cpu, cuda, ... (default auto)")
-    m = p.add_argument_group("what a checkpoint's weights do not tell")
-    m.add_argument("--dataset", metavar="NAME", help="ucf or xd: labels, window and scoring branch of that release")
-    m.add_argument("--window", type=int, metavar="N", help="attention window of the local module, in snippets")
-    m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
-    m.add_argument("--anomaly", metavar="BRANCH", help="confidence or alignment: the branch that is reported")
-    m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
-    m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Do what the arguments of :func:`add_arguments` say; returns the exit code.
-
-    Raises:
-        UserError: an input cannot be used.
-    """
-    if arguments.out is not None and arguments.out.exists() and not arguments.force:
-        raise UserError(f"{arguments.out} exists already: name another folder or give --force")
-    if arguments.pictures:
-        if arguments.out is None:
-            raise UserError("there is no place for pictures: give a folder to --out")
-        if find_spec("matplotlib") is None:
-            raise UserError("pictures need matplotlib, which is not installed: pip install 'vadclip-edge[train]'")
-    own = None if arguments.classes is None else load_classes(arguments.classes)
-    annotations = read_annotations(arguments.annotations)
-    events = None if arguments.events is None else read_annotations(arguments.events)
-    counts = None if arguments.counts is None else read_counts(arguments.counts, arguments.counts_column)
-    scorer = open_scorer(
-        arguments.model,
-        backend=arguments.backend,
-        threads=arguments.threads,
-        device=arguments.device,
-        dataset=arguments.dataset or own,
-        window=arguments.window,
-        heads=arguments.heads,
-        anomaly=arguments.anomaly,
-        mask_padding=arguments.mask_padding,
-        clip=arguments.clip,
-    )
-    preset = classes_of(scorer.labels, own)
-    listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
-    crop = arguments.crop if arguments.crop is not None else preset.centre_crop
-    progress = None if arguments.quiet or not sys.stderr.isatty() else _print_progress
-    test = read_test_set(one_crop(listed, crop), preset, scorer.width, annotations, events, counts)
-    evaluation = evaluate(scorer, test, progress)
-    origin = {
-        "toolkit": version(),
-        "model": str(arguments.model),
-        "sha256": scorer.sha256,
-        "runs_on": scorer.description,
-        "list": str(arguments.list),
-        "annotations": str(arguments.annotations),
-        "events": None if arguments.events is None else str(arguments.events),
-    }
-    if arguments.out is not None:
-        draw = None
-        if arguments.pictures:
-            from vadclip.report import write_pictures
-
-            adapt = scorer.adapt if isinstance(scorer, ModelScorer) else None
-            draw = partial(write_pictures, evaluation, adapt=adapt)
-        write_evaluation(evaluation, arguments.out, origin, force=arguments.force, pictures=draw)
-    if arguments.json:
-        print(json.dumps({"origin": origin, **evaluation.to_json()}, indent=2, ensure_ascii=False))
-        return 0
-    print(evaluation.table())
-    if arguments.out is not None:
-        print(f"\nresults in {arguments.out}")
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``python -m vadclip.evaluate``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="vadclip evaluate", description=(__doc__ or "").split("\n")[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return run_command("vadclip evaluate", lambda: run(arguments))
 
 
 def _frame_metrics(videos: Sequence[ScoredVideo], branch: str) -> FrameMetrics:
@@ -642,12 +396,3 @@ def _with_classes(truths: Sequence[VideoTruth], preset: Preset) -> list[VideoTru
 
 def _percent(value: float | None, factor: float = 1.0) -> str:
     return "-" if value is None else f"{factor * value:.2f}"
-
-
-def _print_progress(done: int, total: int) -> None:
-    sys.stderr.write("\r\x1b[K" if done == total else f"\r\x1b[Kscored {done} of {total} videos")
-    sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from tests.golden import Golden
-from vadclip.evaluate import Evaluation, ModelScorer, Progress, Scorer, classes_of, main, open_scorer, read_test_set
+from vadclip.cli import main
+from vadclip.evaluate import Evaluation, Progress, classes_of, read_test_set
 from vadclip.evaluate import evaluate as evaluate_set
 from vadclip.groundtruth import Annotations, read_annotations
 from vadclip.lists import FeatureList, load_classes, load_list
 from vadclip.metrics import detection_map, frame_metrics
 from vadclip.presets import PRESETS, Preset
 from vadclip.report import confusion
+from vadclip.scorers import ModelScorer, Scorer, open_scorer
 from vadrun.errors import UserError
 from vadrun.sampling import Sampling
 from vadrun.scoring import Scores
@@ -54,7 +56,7 @@ class Place:
 
     def arguments(self, model: Path, *more: str) -> list[str]:
         fixed = ["--list", str(self.list), "--root", str(self.folder), "--annotations", str(self.annotations)]
-        return [str(model), *fixed, *more]
+        return ["evaluate", str(model), *fixed, *more]
 
 
 @pytest.fixture
@@ -357,6 +359,6 @@ def test_refused_settings(place: Place, ucf: Golden, bundles: dict[str, Path]) -
 
 
 def test_bundles_are_evaluated_without_torch() -> None:
-    program = "import sys, vadclip.evaluate; sys.exit('torch' in sys.modules)"
+    program = "import sys, vadclip.evaluate_command; sys.exit('torch' in sys.modules)"
     environment = {"PYTHONPATH": ":".join(sys.path)}
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
