@@ -21,8 +21,9 @@ from vadclip.world import __main__ as command
 from vadclip.world import clip as clip_command
 from vadclip.world import stills as stills_command
 from vadclip.world.body import Joint
-from vadclip.world.clip import WORLD_CLIP, caption_tokens, train_clip
+from vadclip.world.clip import WORLD_CLIP, _shown, caption_tokens, train_clip
 from vadclip.world.clips import SCENES
+from vadclip.world.regions import PHRASES, regions
 from vadclip.world.scenes import make_scene
 from vadclip.world.stills import read_stills
 from vadrun.errors import UserError
@@ -129,6 +130,56 @@ def test_riots_are_crowds() -> None:
     assert np.median(people[first:end]) >= 5
 
 
+@pytest.mark.parametrize(
+    ("label", "phrase"), [("fighting", "fighting"), ("riot", "rioting"), ("explosion", "flames"), ("accident", "car")]
+)
+def test_regions_tell_where_the_event_is(label: str, phrase: str) -> None:
+    """They are told within the interval, most of the time, and not before it."""
+    one = make_clip(0, "train", label, 3, seconds=SHORT)
+    first, end = one.intervals[0]
+    told = [[r for r in regions(one.stage, f) if phrase in PHRASES[r.phrase]] for f in range(one.frame_count)]
+    assert np.mean([bool(found) for found in told[first + 10 : end]]) > 0.9
+    if label != "riot":  # its first people come before it is one
+        assert not any(told[:first])
+    for region in told[(first + end) // 2]:
+        left, top, right, bottom = region.box
+        assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+
+
+def test_regions_are_where_people_are_drawn() -> None:
+    """Without the people the picture differs inside every region, and hardly outside them."""
+    one = make_clip(1, "train", "normal", 7, seconds=SHORT, kind="square", night=False)
+    found = regions(one.stage, 90)
+    (shown,) = one.pictures([90])
+    one.stage.people.clear()
+    (empty,) = one.pictures([90])
+    changed = np.abs(shown.astype(int) - empty).max(-1) > 40
+    inside = np.zeros_like(changed)
+    for region in found:
+        left, top, right, bottom = (round(share * side) for share, side in zip(region.box, (320, 240) * 2, strict=True))
+        assert changed[top:bottom, left:right].mean() > 0.2
+        inside[top:bottom, left:right] = True
+    assert len(found) == 3 and changed[inside].sum() > 0.8 * changed.sum()  # the rest are shadows
+
+
+def test_patches_that_show_a_region() -> None:
+    """Of 4 x 4 patches of 16 pixels: those whose middle is in the box or near it, and only for its phrase."""
+    sizes = replace(WORLD_CLIP, image_size=64, patch=16)
+    shown = _shown(np.array([[2.0, 30.0, 10.0, 40.0, 50.0]]), np.array([2, 10]), sizes)
+    expected = np.zeros((4, 4))
+    expected[0:3, 1] = 1  # columns: 30 to 40 less 10 are 20 to 30; rows: 10 to 50 less 2 are 8 to 48
+    assert np.array_equal(shown[..., 2], expected) and shown.sum() == expected.sum()
+
+
+def test_dark_scenes_are_made_brighter() -> None:
+    """A camera's gain brings a dark picture nearer to its level, and leaves a bright one alone."""
+    night, day = (make_clip(0, "test", "normal", 0, kind="road", night=dark) for dark in (True, False))
+    for one, brighter in ((night, True), (day, False)):
+        scene = np.asarray(one.stage.scene.background(one.stage.light)).mean()
+        seen = next(one.frames).mean()
+        assert (seen > 1.2 * scene) == brighter
+
+
 def test_test_scenes_are_not_those_of_training() -> None:
     cameras = {
         split: {make_scene(split, kind, number, 0).camera for kind in KINDS for number in range(1)} for split in SCENES
@@ -220,7 +271,8 @@ def test_a_clip_learns_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert stills_command.main(["--out", str(tmp_path), "--count", "46", "--jobs", "1"]) == 0
     stills = read_stills(tmp_path)
     assert stills.pictures.shape == (48, 146, 194, 3) and 0.2 < stills.event.mean() < 0.8
-    assert all(("normal" in caption) != event for caption, event in zip(stills.captions, stills.event, strict=True))
+    assert all(label in caption for caption, label in zip(stills.captions, stills.labels, strict=True))
+    assert list(stills.event) == [label != "normal" for label in stills.labels]
     scenes = stills.pictures.reshape(12, 4, -1).astype(np.float32)
     assert np.abs(scenes[0, 0] - scenes[0, 1]).mean() < np.abs(scenes[0, 0] - scenes[1, 0]).mean()
 
@@ -229,6 +281,7 @@ def test_a_clip_learns_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[s
     clip = train_clip(stills, sizes, 16, epochs=6, batch=16, say=lines.append)
     losses = [float(line.split()[3]) for line in lines]
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.1
+    assert not clip.visual.output_tokens, "the model encodes pictures as any CLIP does"
     with torch.no_grad():
         features = clip.encode_image(normalise(stills.pictures[:, 57:89, 81:113]))
     assert features.norm(dim=1).mean() == pytest.approx(10, rel=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,9 @@ Flags = NDArray[np.bool_]
 
 _NEAR = 2.0  # metres; what is nearer to the lens is left out
 
+Act = tuple[int, int, str]
+"""First frame, the one after the last, and what someone or something is seen to do in them."""
+
 
 @dataclass(frozen=True)
 class Person:
@@ -30,6 +34,7 @@ class Person:
     left: Flags  # whether the left side is nearer to the camera [n]
     place: Floats  # metres [n,2]
     shown: Flags  # [n]
+    acts: tuple[Act, ...] = ()  # a person walks where none is told; a later one holds before an earlier one
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Vehicle:
     overturned: Flags
     lamps: bool
     shown: Flags
+    acts: tuple[Act, ...] = ()  # as a person's
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class Stage:
         rng: where all its chance comes from.
         switch: (frame, light): the light changes then; empty if it never does.
         flash: brightness that fire adds to each frame, [n], and where, pixels [2].
-        activity: what else goes on, for captions: (first frame, end, phrase).
+        activity: what else goes on, for captions.
+        fires: (first frame, end, ground point in metres, height in metres).
     """
 
     scene: Scene
@@ -99,7 +106,8 @@ class Stage:
     switch: tuple[int, Lighting] | None = None
     flash: Floats | None = None
     flash_at: Floats | None = None
-    activity: list[tuple[int, int, str]] = field(default_factory=list)
+    activity: list[Act] = field(default_factory=list)
+    fires: list[tuple[int, int, tuple[float, float], float]] = field(default_factory=list)
 
     @property
     def time(self) -> Floats:
@@ -119,6 +127,7 @@ class Stage:
         *,
         shown: Flags | None = None,
         look: drawing.Look | None = None,
+        acts: Sequence[Act] = (),
     ) -> Person:
         """Put a person on stage: ground points [n,2], radians [n] and joint angles [n,15] for all frames."""
         joints = body.skeleton(pose, place, heading, float(self.rng.uniform(1.58, 1.88)))
@@ -137,6 +146,7 @@ class Stage:
             left,
             place,
             visible if shown is None else visible & shown,
+            tuple(acts),
         )
         self.people.append(person)
         return person
@@ -151,6 +161,7 @@ class Stage:
         roll: Floats | None = None,
         crush: Floats | None = None,
         shown: Flags | None = None,
+        acts: Sequence[Act] = (),
     ) -> Vehicle:
         """Put a vehicle on stage; see :func:`vadclip.world.vehicles.vertices`."""
         points = vehicles.vertices(kind, place, heading, roll, crush)
@@ -168,6 +179,7 @@ class Stage:
             np.zeros(self.frames, bool) if roll is None else np.cos(roll) < 0.3,
             self.light.night and not self.scene.indoor,
             visible if shown is None else visible & shown,
+            tuple(acts),
         )
         self.vehicles.append(vehicle)
         return vehicle
@@ -191,6 +203,7 @@ class Stage:
 def fire(stage: Stage, at: tuple[float, float], first: int, end: int, size: float) -> None:
     """Flames about ``size`` metres high on the ground at ``at``, and the smoke above them."""
     rng = stage.rng
+    stage.fires.append((first, end, at, size))
     depth = float(stage.camera.project(np.array([*at, 0.5]))[1])
     span = (end - first) / stage.fps
     count = max(8, int(span * 40))

@@ -2,7 +2,9 @@
 
 ``python -m vadclip.world.clip --stills DIR --out clip.safetensors`` writes a state dict of ``open_clip.model.CLIP``.
 It sees none of a data set's scenes. As with the real CLIP the captions say what is in a picture, events included; it is
-VadCLIP that has to do with the video-level label alone.
+VadCLIP that has to do with the video-level label alone. Where CLIP learns from 400 million pictures, this one has to do
+with tens of thousands: each has a short caption beside its long one, and phrases for its regions, with which patches
+are matched (as in RegionCLIP, Zhong et al. 2022).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from vadclip.clip import build_clip
 from vadclip.config import ClipConfig
 from vadclip.images import normalise
 from vadclip.prompt import tokenizer
+from vadclip.world.clips import LABELS
+from vadclip.world.regions import PHRASES
 from vadclip.world.stills import SIZE, Stills, read_stills
 from vadrun.console import run_command
 from vadrun.errors import UserError
@@ -46,6 +50,8 @@ NORM = 10.0
 """Mean norm of the image features, as the released CLIP has it: learning rates of the head depend on it."""
 _MAX_SCALE = 100.0  # of the logits, as in CLIP
 _PART = 64  # pictures that go through the encoder at once
+_REGIONS = 20.0  # weight of the regions' loss
+_REGION_BIAS = -4.0  # where their logits begin: few patches show any one phrase
 
 Say = Callable[[str], None]
 
@@ -55,7 +61,7 @@ def train_clip(
     config: ClipConfig = WORLD_CLIP,
     embed_dim: int = EMBED_DIM,
     *,
-    epochs: int = 7,
+    epochs: int = 8,
     batch: int = 128,
     lr: float = 1e-3,
     seed: int = 0,
@@ -63,8 +69,9 @@ def train_clip(
 ) -> nn.Module:
     """Train a CLIP from nothing with the symmetric contrastive loss of Radford et al. (2021).
 
-    Half of each batch are frames of events, which are rarer than that. Equal captions, of which a fixed camera has
-    many, are one.
+    The loss is that of the captions, that of the labels as captions, and the binary cross entropy of every patch with
+    every phrase. Half of each batch are frames of events, which are rarer than that. Equal captions, of which a fixed
+    camera has many, are one. The encoder computes in bfloat16 where the processor does.
 
     Args:
         stills: what to train on.
@@ -81,10 +88,15 @@ def train_clip(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     clip: Any = build_clip(embed_dim, config)
+    clip.visual.output_tokens = True
     texts, caption_of = np.unique(np.array(stills.captions), return_inverse=True)
-    tokens = caption_tokens(texts.tolist(), config.context)
+    tokens = caption_tokens([*texts.tolist(), *LABELS, *PHRASES], config.context)
+    captions, labels, phrases = torch.tensor_split(tokens, [len(texts), len(texts) + len(LABELS)])
+    label_of = np.array([LABELS.index(label) for label in stills.labels])
+    places = _boxes(stills)
+    region_scale = nn.Parameter(torch.tensor([math.log(10.0), _REGION_BIAS]))
     decayed = [value for value in clip.parameters() if value.ndim >= 2]
-    others = [value for value in clip.parameters() if value.ndim < 2]
+    others = [value for value in clip.parameters() if value.ndim < 2] + [region_scale]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
     )
@@ -97,8 +109,11 @@ def train_clip(
         for step in range(steps):
             _set_lr(optimizer, lr, (epoch * steps + step) / (epochs * steps))
             rows = np.concatenate([rng.choice(side, batch // len(sides)) for side in sides])
-            images = _augmented(stills.pictures, rows, rng, config.image_size)
-            loss, matched = _contrastive(clip, images, tokens, torch.from_numpy(caption_of[rows]))
+            images, shown = _augmented(stills.pictures, rows, rng, config, places)
+            image, patches = _encoded(clip, images)
+            loss, matched = _contrastive(clip, image, captions, torch.from_numpy(caption_of[rows]))
+            loss = loss + _contrastive(clip, image, labels, torch.from_numpy(label_of[rows]))[0]
+            loss = loss + _REGIONS * _region_loss(clip, patches, phrases, shown, region_scale)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -107,6 +122,7 @@ def train_clip(
                 clip.logit_scale.clamp_(0, math.log(_MAX_SCALE))
             total, right = total + loss.item(), right + matched
         say(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.4f}  matched {right / steps:.3f}")
+    clip.visual.output_tokens = False
     clip.eval()
     _scale_features(clip, stills, config.image_size)
     _forget_unseen(clip, tokens)
@@ -128,20 +144,30 @@ def caption_tokens(captions: Sequence[str], context: int) -> Tensor:
     return tokens
 
 
-def _contrastive(clip: Any, images: Tensor, tokens: Tensor, captions: Tensor) -> tuple[Tensor, float]:
+def _encoded(clip: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised features [n,d] of pictures [n,3,S,S], and those of their patches [n,p,d]."""
+    visual, found = clip.visual, []
+    with torch.autocast("cpu", torch.bfloat16, enabled=_computes_bfloat16()):
+        # In parts: larger tensors than these cost more in page faults than in arithmetic.
+        for part in torch.split(images, _PART):
+            pooled, tokens = visual(part)
+            found.append(torch.cat([pooled[:, None], tokens @ visual.proj], dim=1))
+    features = F.normalize(torch.cat(found).float(), dim=-1)
+    return features[:, 0], features[:, 1:]
+
+
+def _contrastive(clip: Any, image: Tensor, tokens: Tensor, captions: Tensor) -> tuple[Tensor, float]:
     """The loss, and the share of pictures whose caption is the nearest.
 
     Equal captions of a batch are one class: pictures are told apart by captions, and captions by their pictures.
 
     Args:
         clip: the model.
-        images: [n,3,S,S].
+        image: normalised features [n,d].
         tokens: [m,context] of all captions.
         captions: int64 [n], each picture's.
     """
     distinct, own = captions.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    # In parts: larger tensors than these cost more in page faults than in arithmetic.
-    image = torch.cat([clip.encode_image(part, normalize=True) for part in torch.split(images, _PART)])
     text = clip.encode_text(tokens[distinct], normalize=True)
     logits = clip.logit_scale.exp() * image @ text.T
     pictures = F.one_hot(own, len(distinct)).float().T
@@ -150,8 +176,54 @@ def _contrastive(clip: Any, images: Tensor, tokens: Tensor, captions: Tensor) ->
     return loss, float((logits.argmax(dim=1) == own).float().mean())
 
 
-def _augmented(pictures: NDArray[np.uint8], rows: NDArray[np.int64], rng: np.random.Generator, size: int) -> Tensor:
-    """A crop of each picture, the centre or any, mirrored or not, darker or brighter; normalised."""
+def _region_loss(clip: Any, patches: Tensor, phrases: Tensor, shown: Tensor, scale: Tensor) -> Tensor:
+    """Binary cross entropy of every patch with every phrase.
+
+    Args:
+        clip: the model.
+        patches: normalised features [n,p,d].
+        phrases: tokens [k,context].
+        shown: [n,p,k], 1 where a patch shows what the phrase says.
+        scale: logarithm of the logits' scale, and their bias.
+    """
+    text = clip.encode_text(phrases, normalize=True)
+    return F.binary_cross_entropy_with_logits(scale[0].exp() * patches @ text.T + scale[1], shown)
+
+
+def _boxes(stills: Stills) -> list[NDArray[np.float64]]:
+    """For each picture [k,5]: the phrase's number, then left, top, right and bottom in pixels."""
+    height, width = stills.pictures.shape[1:3]
+    unit = np.array([1, width, height, width, height], float)
+    return [np.array([(r.phrase, *r.box) for r in found], float).reshape(-1, 5) * unit for found in stills.regions]
+
+
+def _shown(boxes: NDArray[np.float64], corner: NDArray[np.int64], config: ClipConfig) -> NDArray[np.float32]:
+    """[g,g,k]: which of a crop's patches show which phrase; a little more than the boxes, so that none is lost."""
+    grid = config.image_size // config.patch
+    shown = np.zeros((grid, grid, len(PHRASES)), np.float32)
+    centre = (np.arange(grid) + 0.5) * config.patch
+    y, x = centre + corner[0], centre + corner[1]
+    margin = 0.35 * config.patch
+    for phrase, left, top, right, bottom in boxes:
+        across = (x > left - margin) & (x < right + margin)
+        down = (y > top - margin) & (y < bottom + margin)
+        shown[np.ix_(down, across, [int(phrase)])] = 1.0
+    return shown
+
+
+def _augmented(
+    pictures: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    rng: np.random.Generator,
+    config: ClipConfig,
+    places: Sequence[NDArray[np.float64]],
+) -> tuple[Tensor, Tensor]:
+    """A crop of each picture, the centre or any, mirrored or not, darker or brighter; normalised.
+
+    Returns:
+        pictures [n,3,S,S], and which patch shows which phrase [n,p,k].
+    """
+    size = config.image_size
     room = np.array(pictures.shape[1:3]) - size
     corners = np.where(rng.random((len(rows), 1)) < 0.5, room // 2, rng.integers(0, room + 1, (len(rows), 2)))
     cut = np.empty((len(rows), size, size, 3), np.uint8)
@@ -160,9 +232,20 @@ def _augmented(pictures: NDArray[np.uint8], rows: NDArray[np.int64], rng: np.ran
         cut[index] = pictures[rows[index], y : y + size, x : x + size]
     mirrored = rng.random(len(rows)) < 0.5
     cut[mirrored] = cut[mirrored][:, :, ::-1]
+    shown = np.stack([_shown(places[row], corner, config) for row, corner in zip(rows, corners, strict=True)])
+    shown[mirrored] = shown[mirrored][:, :, ::-1]
     gain = torch.from_numpy(rng.uniform(0.8, 1.25, (len(rows), 1, 1, 1)).astype(np.float32))
     shift = torch.from_numpy(rng.uniform(-0.2, 0.2, (len(rows), 1, 1, 1)).astype(np.float32))
-    return normalise(cut) * gain + shift
+    return normalise(cut) * gain + shift, torch.from_numpy(shown).flatten(1, 2)
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; where it does not, emulating it would take longer than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:
@@ -193,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--stills", required=True, type=Path, metavar="DIR", help="what python -m vadclip.world.stills made")
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
-    p.add_argument("--epochs", type=int, default=7, metavar="N", help="default 7")
+    p.add_argument("--epochs", type=int, default=8, metavar="N", help="default 8")
     p.add_argument("--batch", type=int, default=128, metavar="N", help="default 128")
     p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default 0.001)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default 0)")

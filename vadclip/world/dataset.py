@@ -19,7 +19,7 @@ from vadclip.world.clips import LABELS, SPLITS, Clip, make_clip
 from vadrun.errors import UserError
 from vadrun.files import write_csv, write_json, write_text
 
-_VERSION = 1  # of what clips look like; a folder that was begun with another one is not continued
+_VERSION = 2  # of what clips look like; a folder that was begun with another one is not continued
 _PLAN = "world.json"
 _RATE_FACTORS = (24, 27, 30)  # x264's, as recorders might have them
 

@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 Interval = tuple[int, int]
 """First frame, and the one after the last."""
 
+_LYING = "a person lying on the ground"
+
 
 def span(stage: Stage, shortest: float = 4.0, longest: float = 10.0) -> Interval:
     """When an event is to happen: some seconds, with ordinary life before and mostly after it."""
@@ -25,18 +27,18 @@ def span(stage: Stage, shortest: float = 4.0, longest: float = 10.0) -> Interval
 
 
 def fighting(stage: Stage) -> Interval:
-    """Two to four people beat each other; they part and leave, or one stays on the ground and is kicked."""
+    """Two to five people beat each other; they part and leave, or one stays on the ground and is kicked."""
     rng, time, number = stage.rng, stage.time, routine.frame_numbers(stage)
     first, end = span(stage)
     centre = np.array(routine.spot(stage, 0.25))
-    down = bool(rng.random() < 0.35)
+    down = bool(rng.random() < 0.5)
     if down:
         end = stage.frames
-    count = int(rng.choice([2, 2, 3, 4]))
+    count = int(rng.choice([2, 2, 3, 4, 5]))
     turn = rng.uniform(0, 2 * np.pi)
     if abs(np.sin(turn - stage.camera.yaw)) > 0.75:  # one behind the other would hide what goes on
         turn += np.pi / 2
-    falls = first + int(rng.uniform(0.3, 0.6) * (end - first))
+    falls = first + int(min(rng.uniform(0.15, 0.5) * (end - first), 5 * stage.fps))
     for index in range(count):
         angle = turn + index * 2 * np.pi / count + 0.5 * np.sin(0.8 * time + index)
         apart = 0.48 + 0.13 * np.sin(5 * time + 2 * index) + (0.08 * count if count > 2 else 0.0)
@@ -50,8 +52,9 @@ def fighting(stage: Stage) -> Interval:
         elif down:
             busy = body.blend([busy, body.kicking_down(time, rng)], (number >= falls + 8).astype(np.int64))
         at = centre + 0.45 * np.array([np.cos(angle[first]), np.sin(angle[first])])
+        leave_run = bool(rng.random() < 0.5)
         place, heading, pose = routine.come_and_go(
-            stage, (at[0], at[1]), first, end, busy, toward=0.0, leave_run=bool(rng.random() < 0.5)
+            stage, (at[0], at[1]), first, end, busy, toward=0.0, leave_run=leave_run
         )
         there = np.clip(np.minimum(number - first, end - number) / 10, 0, 1)[:, None]
         reach = np.where((number >= falls) & down, 0.75, apart)[:, None]
@@ -63,7 +66,12 @@ def fighting(stage: Stage) -> Interval:
         heading = np.where(inner, angle + np.pi, heading)
         if victim:
             heading = np.where(number >= falls, heading[min(falls, stage.frames - 1)], heading)
-        stage.add_person(place, heading, pose, shown=routine.inside(stage, place))
+        acts = [(first, end, "a person fighting")]
+        if victim:
+            acts.append((falls + 8, end, _LYING))
+        elif leave_run:
+            acts.append((end, stage.frames, "a person running"))
+        stage.add_person(place, heading, pose, shown=routine.inside(stage, place), acts=acts)
     routine.ordinary(stage, drive=stage.scene.kind == "road", people=int(rng.integers(0, 5)))
     stage.activity.append((first, end, "people punching and kicking each other"))
     return first, end
@@ -111,7 +119,8 @@ def _crash(stage: Stage) -> Interval:
         lean = np.clip(np.gradient(across) * stage.fps / speed, -0.5, 0.5) * (number < first) * way
         heading = (0.0 if way > 0 else np.pi) + lean + bend * settled
         kind, paint = routine.some_vehicle(stage)
-        stage.add_vehicle(kind, paint, np.stack([along, across], 1), heading, crush=crush)
+        acts = [(first, stage.frames, "a crashed car")]
+        stage.add_vehicle(kind, paint, np.stack([along, across], 1), heading, crush=crush, acts=acts)
     at = (x, middle)
     actors.debris(stage, at, first, 4.0, 50)
     _litter(stage, at, first)
@@ -138,7 +147,8 @@ def _overturn(stage: Stage) -> Interval:
         * np.clip((number - first) / (0.7 * stage.fps), 0, 1)
     )
     kind, paint = routine.some_vehicle(stage)
-    stage.add_vehicle(kind, paint, np.stack([along, across], 1), heading, roll=roll)
+    acts = [(first, stage.frames, "an overturned car")]
+    stage.add_vehicle(kind, paint, np.stack([along, across], 1), heading, roll=roll, acts=acts)
     at = (float(along[-1]), float(across[-1]))
     actors.debris(stage, (float(along[first]), y), first, 4.0, 40)
     _litter(stage, at, first)
@@ -170,12 +180,12 @@ def _run_over(stage: Stage) -> Interval:
     which = np.where((number >= first) & (number < end), 1, 0)
     pose = body.blend([walk, body.lying(time, rng, face_down=bool(rng.random() < 0.5))], which)
     facing = np.full(stage.frames, crossing * np.pi / 2)
-    stage.add_person(place, facing, pose)
+    stage.add_person(place, facing, pose, acts=[(first, end, _LYING)])
     for index in range(int(rng.integers(0, 3))):  # others come to help
         arrive = min(first + int(rng.uniform(1.0, 2.5) * stage.fps), stage.frames - 1)
         offset = np.array([0.9 * (-1) ** index, 0.7 * np.sign(-y)])
         at = place[min(first + 30, stage.frames - 1)] + offset
-        way_in, faces, acts = routine.come_and_go(
+        way_in, faces, poses = routine.come_and_go(
             stage,
             (at[0], at[1]),
             arrive,
@@ -183,7 +193,8 @@ def _run_over(stage: Stage) -> Interval:
             body.standing(time, rng, talking=True),
             toward=-np.pi / 2 * np.sign(-y),
         )
-        stage.add_person(way_in, faces, acts)
+        stands = [(arrive, max(end, arrive), "a person standing")]
+        stage.add_person(way_in, faces, poses, acts=stands)
     actors.debris(stage, (x, y), first, 2.0, 12)
     stage.activity.append((first, end, "a car has hit a person who lies on the ground"))
     return first, end
@@ -241,7 +252,8 @@ def explosion(stage: Stage) -> Interval:
         facing = routine.heading_of(place, angle)
         if near:
             facing = np.where(number >= first, angle, facing)
-        stage.add_person(place, facing, pose, shown=routine.inside(stage, place))
+        then_seen = [(first, stage.frames, _LYING if near else "a person running")]
+        stage.add_person(place, facing, pose, shown=routine.inside(stage, place), acts=then_seen)
     routine.ordinary(stage, drive=False, people=int(rng.integers(0, 2)))
     stage.activity.append((first, min(first + int(1.2 * stage.fps), end), "a fireball and flying debris"))
     stage.activity.append((first + int(1.2 * stage.fps), end, "flames and smoke"))
@@ -249,11 +261,11 @@ def explosion(stage: Stage) -> Interval:
 
 
 def riot(stage: Stage) -> Interval:
-    """A crowd runs through, with waving arms, sticks and signs; it lasts while at least two of it are in view."""
+    """A crowd runs through, with waving arms, sticks and signs; it lasts while at least three of it are in view."""
     rng, number, fps = stage.rng, routine.frame_numbers(stage), stage.fps
     first, end = span(stage, 5.0, 10.0)
     seen = np.zeros(stage.frames, np.int64)
-    density = 2.6 if stage.scene.indoor else 4.2
+    density = 3.0 if stage.scene.indoor else 4.8
     common = routine.direction(stage)
     for when in np.sort(rng.uniform(min(first + 2.5 * fps, end - 1), end, int(density * (end - first) / fps))):
         unit = common if rng.random() < 0.75 else -common
@@ -265,16 +277,17 @@ def riot(stage: Stage) -> Interval:
         place = middle + (seconds * speed)[:, None] * unit + weave[:, None] * np.array([-unit[1], unit[0]])
         wild = float(rng.random() < 0.6)
         pose = body.running(routine.phase_of(place, body.RUN_STRIDE, rng), wild=wild)
-        holds = str(rng.choice(["", "stick", "sign"], p=(0.45, 0.35, 0.2)))
+        holds = str(rng.choice(["", "stick", "sign"], p=(0.35, 0.35, 0.3)))
         person = stage.add_person(
             place,
             routine.heading_of(place, 0.0),
             pose,
             shown=routine.inside(stage, place),
             look=Look.random(rng, holds),
+            acts=[(0, stage.frames, "a person rioting")],
         )
         seen += stage.in_view(person)
-    enough = np.nonzero(seen >= 2)[0]
+    enough = np.nonzero(seen >= 3)[0]
     begins, ends = (int(enough[0]), int(enough[-1]) + 1) if len(enough) else (first, end)
     if rng.random() < 0.45:
         at = routine.spot(stage)

@@ -18,6 +18,8 @@ from vadclip.world.site import Cover
 Floats = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 
+_LEVEL = 80.0  # mean brightness that the camera's gain aims at in the dark
+_MOST_GAIN = 2.2
 _NOISES = 8  # pictures of noise that are used over and over, each time shifted
 _SHADOW_LIMBS = (
     (Joint.HIP_L, Joint.KNEE_L, Joint.FOOT_L),
@@ -40,14 +42,14 @@ class Renderer:
         night = stage.light.night
         self._mono = night and bool(rng.random() < 0.35)
         self._noise = self._make_noise(rng.uniform(3.5, 6.5) if night else rng.uniform(1.2, 3.0))
+        self._light = stage.light
+        self._background = stage.scene.background(stage.light)
         self._gain = self._exposure()
         self._glow = self._make_glow()
         self._masks: dict[tuple[int, int], Image.Image] = {}
         self._falls: dict[tuple[int, int], Floats] = {}
         self._soft = _soft_disc()
         self._clock = _Clock(rng, night) if rng.random() < 0.6 else None
-        self._light: Lighting | None = None
-        self._background = Image.new("RGB", (1, 1))
 
     def frames(self) -> Iterator[Picture]:
         """RGB uint8 [240,320,3], one after the other."""
@@ -197,9 +199,10 @@ class Renderer:
         return np.round(grey + colour).astype(np.int16)
 
     def _exposure(self) -> Floats:
-        """Gain of each frame: a slow drift, and less after a flash."""
+        """Gain of each frame: more in the dark, a slow drift, and less after a flash."""
         time = self._stage.time
-        gain: Floats = np.ones(len(time)) * self._rng.uniform(0.9, 1.08) * (1.1 if self._mono else 1.0)
+        level = float(np.asarray(self._background.reduce(8).convert("L")).mean())
+        gain: Floats = np.ones(len(time)) * self._rng.uniform(0.9, 1.08) * float(np.clip(_LEVEL / level, 1, _MOST_GAIN))
         for _ in range(3):
             rate, phase = self._rng.uniform(0.1, 0.9), self._rng.uniform(0, 6.3)
             gain = gain + 0.012 * np.sin(rate * time + phase)

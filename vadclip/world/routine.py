@@ -95,7 +95,8 @@ def walker(stage: Stage, *, run: bool = False, line: int | None = None, look: Lo
     place = middle + side + ((frame_numbers(stage) - when) / stage.fps * speed)[:, None] * unit
     phase = phase_of(place, body.RUN_STRIDE if run else body.WALK_STRIDE, rng)
     pose = body.running(phase) if run else body.walking(phase)
-    return stage.add_person(place, heading_of(place, 0.0), pose, shown=inside(stage, place), look=look)
+    acts = [(0, stage.frames, "a person running")] if run else []
+    return stage.add_person(place, heading_of(place, 0.0), pose, shown=inside(stage, place), look=look, acts=acts)
 
 
 def come_and_go(
@@ -130,7 +131,8 @@ def meeting(stage: Stage, first: int, end: int) -> None:
         at = centre + 0.5 * np.array([np.cos(angle), np.sin(angle)])
         busy = body.standing(stage.time, rng, talking=True)
         place, heading, pose = come_and_go(stage, (at[0], at[1]), first, end, busy, toward=angle + np.pi)
-        stage.add_person(place, heading, pose, shown=inside(stage, place))
+        acts = [(first, end, "a person standing")]
+        stage.add_person(place, heading, pose, shown=inside(stage, place), acts=acts)
     stage.activity.append((first, end, "people standing and talking"))
 
 
@@ -140,7 +142,8 @@ def sitter(stage: Stage, first: int, end: int) -> None:
         return
     x, y, faces = stage.scene.seats[stage.rng.integers(len(stage.scene.seats))]
     place, heading, pose = come_and_go(stage, (x, y), first, end, body.sitting(stage.time), toward=faces)
-    person = stage.add_person(place, heading, pose, shown=inside(stage, place))
+    acts = [(first, end, "a person sitting")]
+    person = stage.add_person(place, heading, pose, shown=inside(stage, place), acts=acts)
     if stage.in_view(person)[first:end].any():
         stage.activity.append((first, end, "a person sitting on a bench"))
 

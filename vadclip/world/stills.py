@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vadclip.world.clips import LABELS, Clip, make_clip
+from vadclip.world.regions import PHRASES, Region, regions
 from vadrun.console import ProgressLine, run_command
 from vadrun.errors import UserError
 from vadrun.files import write_json
@@ -36,6 +37,8 @@ _LABELS = (0.4, 0.15, 0.15, 0.15, 0.15)  # shares of LABELS, the normal one firs
 _PICTURES, _CAPTIONS = "pictures.npy", "captions.json"
 _QUALITY = (25, 80)  # of JPEG
 
+_Told = tuple[str, str, list[Region]]  # caption, label, what is where
+
 
 @dataclass(frozen=True)
 class Stills:
@@ -44,17 +47,24 @@ class Stills:
     Attributes:
         pictures: uint8 RGB [N,H,W,3], whole, shrunk to the size that the runtime crops from (S=128: 146x194).
         captions: N sentences.
-        event: bool [N], true where the caption tells an event.
+        labels: N of ``LABELS``: what the moment shows.
+        regions: for each picture what is where in it.
     """
 
     pictures: NDArray[np.uint8]
     captions: Sequence[str]
-    event: NDArray[np.bool_]
+    labels: Sequence[str]
+    regions: Sequence[Sequence[Region]]
+
+    @property
+    def event(self) -> NDArray[np.bool_]:
+        """bool [N], true where the moment shows an event."""
+        return np.array([label != LABELS[0] for label in self.labels])
 
 
 def write_stills(
     folder: Path,
-    count: int = 24000,
+    count: int = 48000,
     seed: int = 0,
     jobs: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -74,22 +84,22 @@ def write_stills(
     worlds = -(-count // _PER_WORLD)
     width, height = Preprocessing.for_size(SIZE).resize
     temporary = folder / f".{_PICTURES}.tmp-{os.getpid()}"
-    captions: list[tuple[str, bool]] = []
+    told: list[_Told] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shape = (worlds * _PER_WORLD, height, width, 3)
         pictures = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
             first = _FIRST_SEED * (seed + 1)
-            for number, (drawn, told) in enumerate(pool.map(_draw, range(first, first + worlds), chunksize=8)):
+            for number, (drawn, found) in enumerate(pool.map(_draw, range(first, first + worlds), chunksize=8)):
                 pictures[number * _PER_WORLD : (number + 1) * _PER_WORLD] = drawn
-                captions += told
+                told += found
                 progress((number + 1) * _PER_WORLD, worlds * _PER_WORLD)
         pictures.flush()
         del pictures
-        write_json(
-            folder / _CAPTIONS, {"captions": [caption for caption, _ in captions], "event": [e for _, e in captions]}
-        )
+        captions, labels, places = zip(*told, strict=True)
+        boxes = [[[region.phrase, *(round(share, 4) for share in region.box)] for region in found] for found in places]
+        write_json(folder / _CAPTIONS, {"captions": captions, "labels": labels, "phrases": PHRASES, "regions": boxes})
         temporary.replace(folder / _PICTURES)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; name a writable folder") from error
@@ -105,8 +115,11 @@ def read_stills(folder: Path) -> Stills:
     """
     try:
         told = json.loads((folder / _CAPTIONS).read_text(encoding="utf-8"))
-        found = Stills(np.load(folder / _PICTURES, mmap_mode="r"), told["captions"], np.array(told["event"], bool))
-        if not len(found.pictures) == len(found.captions) == len(found.event):
+        if told["phrases"] != list(PHRASES):
+            raise ValueError("their regions are described in other phrases")
+        regions = [[Region(phrase, tuple(box)) for phrase, *box in places] for places in told["regions"]]
+        found = Stills(np.load(folder / _PICTURES, mmap_mode="r"), told["captions"], told["labels"], regions)
+        if not len(found.pictures) == len(found.captions) == len(found.labels) == len(found.regions):
             raise ValueError("pictures and captions differ in number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -115,17 +128,21 @@ def read_stills(folder: Path) -> Stills:
     return found
 
 
-def _draw(seed: int) -> tuple[NDArray[np.uint8], list[tuple[str, bool]]]:
-    """Pictures [4,H,W,3] of one world, and their captions."""
+def _draw(seed: int) -> tuple[NDArray[np.uint8], list[_Told]]:
+    """Pictures [4,H,W,3] of one world, and what is told of them."""
     rng = np.random.default_rng(seed)
     label = str(rng.choice(LABELS, p=_LABELS))
     clip = make_clip(seed, "train", label, 0, seconds=(8.0, 12.0))
     chosen = _moments(clip, rng)
-    told = dict(clip.captions)
+    captions = dict(clip.captions)
     width, height = Preprocessing.for_size(SIZE).resize
     pictures = [_through_a_camera(picture, rng, width, height) for picture in clip.pictures(chosen)]
-    events = [any(first <= frame < end for first, end in clip.intervals) for frame in chosen]
-    return np.stack(pictures), [(told[frame], event) for frame, event in zip(chosen, events, strict=True)]
+    during = [any(first <= frame < end for first, end in clip.intervals) for frame in chosen]
+    told = [
+        (captions[frame], label if event else LABELS[0], regions(clip.stage, frame))
+        for frame, event in zip(chosen, during, strict=True)
+    ]
+    return np.stack(pictures), told
 
 
 def _moments(clip: Clip, rng: np.random.Generator) -> list[int]:
@@ -154,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m vadclip.world.stills", description="Draw captioned pictures of many scenes."
     )
     p.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to")
-    p.add_argument("--count", type=int, default=24000, metavar="N", help="pictures (default 24000)")
+    p.add_argument("--count", type=int, default=48000, metavar="N", help="pictures (default 48000)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     p.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one to each core)")
     return p
