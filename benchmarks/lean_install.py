@@ -1,7 +1,7 @@
 """What the runtime costs on a box that has TensorRT: megabytes of packages, import time, resident memory.
 
-``python -m benchmarks.lean_install`` installs the project without extras, and cuda-bindings, in an environment of its own
-and measures there. The sizes are this machine's wheels.
+``python -m benchmarks.lean_install`` installs the project without extras, and cuda-bindings, in an environment of its
+own and measures there. The sizes are this machine's wheels.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Plan:
         seconds: what the build took.
         attention: fused attention layers; None where that was not looked at.
         layers: of the engine; None where that was not looked at.
+        held: parts of an fp16 encoder that this device has to compute in float32.
     """
 
     file: str
@@ -54,6 +55,7 @@ class Plan:
     seconds: float
     attention: int | None = None
     layers: int | None = None
+    held: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class PlanSet:
         encoder: plan of the encoder.
         head: plan of the head.
         checks: rows of the certificate on the GPU; empty where it could not be run.
+        memory: the most that the building process had resident, MiB; None in files of earlier versions.
     """
 
     toolkit: str
@@ -89,6 +92,7 @@ class PlanSet:
     encoder: Plan
     head: Plan
     checks: list[dict[str, Any]]
+    memory: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -133,7 +137,7 @@ def plan_folders(bundle: Bundle) -> list[Path]:
 
 
 def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Path, PlanSet]:
-    """The folder whose plans fit, and what it says.
+    """The folder whose plans fit and have passed their checks, and what it says.
 
     Args:
         bundle: an opened bundle.
@@ -155,9 +159,10 @@ def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Pa
             reason = _misfit(plans, bundle, gpu, library, version)
         except PlanError as error:
             reason = str(error)
-        if reason is None:
-            return folder, plans
-        reasons.append(f"{folder.name} {reason}")
+        else:
+            if reason is None and plans.passed:
+                return folder, plans
+        reasons.append(f"{folder.name} {reason or 'was not checked on a GPU'}")
     raise PlanError(f"has no engine for this machine ({'; '.join(reasons)}): {rebuild}")
 
 
@@ -196,6 +201,8 @@ def _misfit(plans: PlanSet, bundle: Bundle, gpu: Gpu, library: str, version: str
         return "was built from other graphs than the bundle holds"
     if (library == "tensorrt_rtx") != (plans.library == "tensorrt_rtx"):
         return f"was built with {plans.library}, and {library} is installed"
+    if library == "tensorrt_lean" and not plans.version_compatible:
+        return "was built without --version-compatible, which tensorrt_lean needs"
     if not _version_fits(plans, version):
         return f"was built with TensorRT {plans.version}, and {version} is installed"
     capability = f"{gpu.capability[0]}.{gpu.capability[1]}"

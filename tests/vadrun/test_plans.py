@@ -3,8 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.vadrun.test_bundle import rehash
 from vadrun import Bundle
 from vadrun.cuda import Gpu
 from vadrun.files import sha256
@@ -53,8 +55,32 @@ def test_plans_of_this_gpu_are_found(bundle_copy: Path) -> None:
     assert made.passed
     assert read_plan(folder, made.head) == b"head"
     assert largest(made.encoder, "frames") == [32, 64, 64, 3]
-    # The lean runtime runs what TensorRT built.
-    assert find_plans(bundle, ORIN, "tensorrt_lean", "10.3.0")[0] == folder
+
+
+def test_the_lean_runtime_takes_compatible_plans_only(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "a")
+    with pytest.raises(PlanError, match="built without --version-compatible, which tensorrt_lean needs"):
+        find_plans(bundle, ORIN, "tensorrt_lean", "10.3.0")
+    plan_set(bundle, bundle_copy / ENGINES / "b", version_compatible=True)
+    assert find_plans(bundle, ORIN, "tensorrt_lean", "10.3.0")[0].name == "b"
+
+
+def test_checked_plans_are_found_behind_unchecked_ones(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "any", checks=[])
+    plan_set(bundle, bundle_copy / ENGINES / "orin")
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "orin"
+
+
+def test_other_classes_leave_plans_as_they_are(bundle_copy: Path) -> None:
+    made = plan_set(Bundle.open(bundle_copy), bundle_copy / ENGINES / "orin")
+    text = np.load(bundle_copy / "text.npy")
+    np.save(bundle_copy / "text.npy", text * 2)
+    rehash(bundle_copy, "text.npy")
+    bundle = Bundle.open(bundle_copy)
+    assert bundle.sha256 != made.bundle
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[1] == made
 
 
 @pytest.mark.parametrize(
