@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vadrun.bundle import Bundle
 from vadrun.cuda import Gpu
-from vadrun.errors import UserError
 from vadrun.files import sha256, write_json
 
 SCHEMA = 1
@@ -93,6 +92,11 @@ class PlanSet:
     head: Plan
     checks: list[dict[str, Any]]
     memory: int | None = None
+
+    @property
+    def parts(self) -> dict[str, Plan]:
+        """The plans by what they are of: "encoder" and "head"."""
+        return {"encoder": self.encoder, "head": self.head}
 
     @property
     def passed(self) -> bool:
@@ -182,16 +186,20 @@ def read_plan(folder: Path, plan: Plan) -> bytes:
     return path.read_bytes()
 
 
-def largest(plan: Plan, name: str) -> list[int]:
-    """The largest shape of an input in a plan's profile.
+def profile_of(plan: Plan, inputs: Iterable[str]) -> dict[str, tuple[list[int], list[int]]]:
+    """Smallest and largest shape of each of these inputs.
 
     Raises:
-        UserError: build.json does not tell it.
+        PlanError: build.json does not tell them.
     """
-    try:
-        return [int(size) for size in plan.profile[name][2]]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"{BUILD} gives no profile for the input {name!r} of {plan.file}: compile again") from error
+    found = {}
+    for name in inputs:
+        try:
+            least, _, most = ([int(size) for size in shape] for shape in plan.profile[name])
+            found[name] = least, most
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"finds no profile of {name!r} for {plan.file} in {BUILD}: compile again") from error
+    return found
 
 
 def _misfit(plans: PlanSet, bundle: Bundle, gpu: Gpu, library: str, version: str) -> str | None:

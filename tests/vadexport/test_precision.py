@@ -110,7 +110,8 @@ def test_the_parts_of_the_graph(graph: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "held", [["blocks.0/attn"], ["ln_pre", "blocks.1/mlp"], ["embedding/half", "ln_pre"], ["ln_post", "proj/matmul"], None]
+    "held",
+    [["blocks.0/attn"], ["ln_pre", "blocks.1/mlp"], ["embedding/half", "ln_pre"], ["ln_post", "proj/matmul"], None],
 )
 def test_held_parts_compute_in_float32_and_nothing_else_does(graph: Path, held: list[str] | None) -> None:
     parsed = Parsed(graph)
