@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vadrun.decoders import SOFTWARE
 from vadrun.engine import Engine
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.video import Snippet, Video, VideoInfo
@@ -98,6 +99,7 @@ def run_video(
     rule: EventRule,
     sink: Sink | None = None,
     progress: Progress | None = None,
+    decoder: str = SOFTWARE,
 ) -> VideoResult:
     """Score a video file and find its events.
 
@@ -107,14 +109,16 @@ def run_video(
         rule: what makes scores an event.
         sink: takes every snippet and event in order, as soon as their chunk is scored.
         progress: called after every batch.
+        decoder: as :class:`vadrun.Video` has it.
 
     Raises:
         UserError: the file is no video that can be read. Damage further on is not an error: the scores up to
             there are given, and :attr:`VideoResult.damage` says what happened.
+        DecoderFailed: a hardware decoder gave up; begin again with software and a new sink.
     """
     began = time.perf_counter()
     bundle = engine.bundle
-    with Video(source) as video:
+    with Video(source, decoder=decoder) as video:
         result = VideoResult(Path(source), video.info)
         detector = EventDetector(rule, engine.labels)
         reader = _Reader(video.snippets(bundle.sampling, bundle.preprocessing), depth=2 * engine.batch)

@@ -13,7 +13,15 @@ from vadrun.cuda import Gpu, NoCuda
 def test_it_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices"]) == 0
     text = capsys.readouterr().out
-    for part in ("processor", "GPU", "onnxruntime providers", "openvino CPU", "hardware decoders", "tensorrt:cuda"):
+    for part in (
+        "processor",
+        "GPU",
+        "onnxruntime providers",
+        "openvino CPU",
+        "decoder cuda",
+        "decoder gstreamer",
+        "tensorrt:cuda",
+    ):
         assert part in text
 
 
