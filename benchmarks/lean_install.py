@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 MEASURE = """
 import time, resource
 began = time.perf_counter()
-import vadrun.engine, vadrun.pipeline, vadrun.backends.tensorrt, vadrun.video
+import vadrun.engine, vadrun.pipeline, vadrun.backends.tensorrt, vadrun.video, cuda.bindings.runtime
 took = time.perf_counter() - began
 print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

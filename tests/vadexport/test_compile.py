@@ -72,6 +72,7 @@ def built(path: Path, precision: str, shapes: dict[str, list[list[int]]]) -> Non
     assert plan.sha256 == sha256(path.with_suffix(".plan"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_full_size_encoder_builds(tmp_path: Path, precision: str) -> None:
     prefix = "clipmodel.visual."
@@ -84,6 +85,7 @@ def test_the_full_size_encoder_builds(tmp_path: Path, precision: str) -> None:
     built(path, precision, {"frames": [[n, 224, 224, 3] for n in (1, 8, 32)]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize("dataset", ["ucf", "xd"])
 def test_the_full_size_heads_build(tmp_path: Path, dataset: str, mask_padding: bool) -> None:
