@@ -1,7 +1,7 @@
 """What the runtime costs on a box that has TensorRT: megabytes of packages, import time, resident memory.
 
-``python -m benchmarks.lean_install`` installs the project without extras, and cuda-bindings, in an environment of its own
-and measures there. The sizes are this machine's wheels.
+``python -m benchmarks.lean_install`` installs the project without extras, and cuda-bindings, in an environment of its
+own and measures there. The sizes are this machine's wheels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 MEASURE = """
 import time, resource
 began = time.perf_counter()
-import vadrun.engine, vadrun.pipeline, vadrun.backends.tensorrt, vadrun.video
+import vadrun.engine, vadrun.pipeline, vadrun.backends.tensorrt, vadrun.video, cuda.bindings.runtime
 took = time.perf_counter() - began
 print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

@@ -73,11 +73,14 @@ def parser() -> argparse.ArgumentParser:
     k = commands.add_parser(
         "compile",
         help="bundle -> TensorRT engines, on the box that runs them",
-        description="Build TensorRT engines of a bundle for this GPU and check them on it.",
+        description="Build TensorRT engines of a bundle for this GPU and check them on it. An fp16 encoder that misses "
+        "its limits is built again with the fewest parts in float32 that mend it; the next compile here knows them.",
     )
     k.add_argument("bundle", type=Path, metavar="DIR")
     k.add_argument(
-        "--batch", default="1,8,32", metavar="MIN,OPT,MAX", help="frames in one call of the encoder (default 1,8,32)"
+        "--batch",
+        metavar="MIN,OPT,MAX",
+        help="frames in one call of the encoder (default 1,8,32; with --low-memory 1,4,8)",
     )
     k.add_argument(
         "--for",
@@ -89,7 +92,11 @@ def parser() -> argparse.ArgumentParser:
     k.add_argument("--hardware-compatible", action="store_true", help="for every GPU from Ampere on (slower)")
     k.add_argument("--version-compatible", action="store_true", help="for later TensorRT of the same major version too")
     k.add_argument("--memory", type=int, metavar="MIB", help="scratch memory that the builder may take")
-    k.add_argument("--low-memory", action="store_true", help="256 MiB of scratch and a quicker search: for 8 GB boxes")
+    k.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="256 MiB of scratch, smaller batches, a quicker search: for 8 GB boxes",
+    )
     k.add_argument("--keep-failed", action="store_true", help="keep an engine that is wrong, to look at")
 
     i = commands.add_parser("inspect", help="print what a bundle holds", description="Print what a bundle holds.")
@@ -171,19 +178,19 @@ def _compile_here(bundle: Path) -> int:
 
 def _compile(arguments: argparse.Namespace) -> int:
     from vadexport.compile import CompileOptions
+    from vadexport.plan_builder import BuilderOptions
 
     if arguments.memory is not None and arguments.memory < 1:
         raise UserError(f"--memory is {arguments.memory}: give MiB, 1 or more")
-    options = CompileOptions(
-        bundle=arguments.bundle,
-        batch=_batch(arguments.batch),
+    builder = BuilderOptions(
         targets=_capabilities(arguments.targets),
         hardware_compatible=arguments.hardware_compatible,
         version_compatible=arguments.version_compatible,
         memory_mib=arguments.memory,
         low_memory=arguments.low_memory,
-        keep_failed=arguments.keep_failed,
     )
+    batch = _batch(arguments.batch) if arguments.batch else None
+    options = CompileOptions(arguments.bundle, batch, builder, arguments.keep_failed)
     return _compile_with(options)
 
 

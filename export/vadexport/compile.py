@@ -1,20 +1,33 @@
-"""From a bundle to TensorRT plans, on the box that runs them. Needs numpy and TensorRT; no PyTorch, no onnx.
+"""From a bundle to TensorRT engines, on the box that runs them. Needs numpy and TensorRT; no PyTorch, no onnx.
 
-Precision is by type: the fp16 encoder graph holds float16 tensors, and the network is strongly typed. Where a TensorRT
-before 11 refuses that, the graph is built with its FP16 flag instead, and build.json says so. The head is float32.
+The engines are held against the probe before they take their place. An fp16 encoder that misses its limits is built
+again with the fewest parts in float32 that bring it within them (see :mod:`vadexport.precision`).
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import resource
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from vadexport.certificate import Check, check_engine
+from vadexport.plan_builder import (
+    BuilderOptions,
+    PlanBuilder,
+    Say,
+    Shapes,
+    available_memory,
+    memory_advice,
+    memory_need,
+)
+from vadexport.precision import search
 from vadexport.probe import Probe
 from vadrun import trt as tensorrt
 from vadrun.backends import BackendError, Options
@@ -24,16 +37,14 @@ from vadrun.console import table, version
 from vadrun.cuda import Gpu, NoCuda, gpus
 from vadrun.engine import Engine
 from vadrun.errors import UserError
-from vadrun.files import sha256, whole_directory, write_text
-from vadrun.plans import ENGINES, Plan, PlanSet, device_name
+from vadrun.files import whole_directory, write_text
+from vadrun.plans import ENGINES, Plan, PlanError, PlanSet, device_name
 from vadrun.scoring import CHUNKS_PER_CALL
 
-LOW_MEMORY_MIB = 256
 _MOST_CLASSES = 64  # an engine takes new classes up to here without being built again
-_MIB = 1 << 20
-
-Say = Callable[[str], None]
-Shapes = dict[str, list[list[int]]]
+_ENCODERS = ("fp16", "fp32")  # which of a bundle's encoder graphs is compiled: the first that is there
+BATCH = (1, 8, 32)
+LOW_MEMORY_BATCH = (1, 4, 8)
 
 
 class CompileError(Exception):
@@ -50,23 +61,21 @@ class CompileOptions:
 
     Attributes:
         bundle: the bundle's folder.
-        batch: smallest, best and largest number of frames in one call.
-        targets: compute capabilities of GPUs that are not here (TensorRT-RTX only); empty for the one that is.
-        hardware_compatible: for every GPU from Ampere on.
-        version_compatible: for later TensorRT of the same major version too.
-        memory_mib: the most that the builder may take for scratch memory; None leaves it to TensorRT.
-        low_memory: 256 MiB of scratch memory and the builder's quick search.
+        batch: smallest, best and largest number of frames in one call; None for :data:`BATCH`, or
+            :data:`LOW_MEMORY_BATCH` with little memory.
+        builder: what TensorRT's builder is told.
         keep_failed: keep an engine that is wrong, under another name.
     """
 
     bundle: Path
-    batch: tuple[int, int, int] = (1, 8, 32)
-    targets: tuple[tuple[int, int], ...] = ()
-    hardware_compatible: bool = False
-    version_compatible: bool = False
-    memory_mib: int | None = None
-    low_memory: bool = False
+    batch: tuple[int, int, int] | None = None
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
     keep_failed: bool = False
+
+    @property
+    def frames(self) -> tuple[int, int, int]:
+        """The batch, whoever chose it."""
+        return self.batch or (LOW_MEMORY_BATCH if self.builder.low_memory else BATCH)
 
 
 @dataclass(frozen=True)
@@ -82,31 +91,27 @@ def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Com
     """Build the plans of a bundle into ``engines/<device>/``, whole or not at all, and hold them against the probe.
 
     Raises:
-        UserError: no TensorRT, no GPU, not a bundle, or TensorRT refuses the graph.
+        UserError: no TensorRT, no GPU, not a bundle, another compile is at work, or TensorRT refuses the graph.
         CompileError: the engine runs, but is further from PyTorch than allowed.
     """
-    smallest, best, largest = options.batch
+    smallest, best, largest = options.frames
     if not 1 <= smallest <= best <= largest:
         raise UserError(
             f"--batch {smallest},{best},{largest} is no range: give MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX"
         )
     bundle = Bundle.open(options.bundle)
-    library, trt = _library(options.targets)
-    gpu = None if options.targets else _gpu()
-    capabilities = list(options.targets) or [gpu.capability for gpu in (gpu,) if gpu is not None]
-    encoder = _encoder_file(bundle)
+    targets = options.builder.targets
+    library, trt = _library(targets)
+    gpu = None if targets else _gpu()
+    capabilities = list(targets) or [gpu.capability for gpu in (gpu,) if gpu is not None]
     folder = bundle.root / ENGINES / device_name(gpu, capabilities[0], library, trt.__version__)
     say(f"{library} {trt.__version__} for {gpu.name if gpu else ', '.join(_dotted(c) for c in capabilities)}")
-    with whole_directory(folder, replace=True) as made:
-        maker = PlanBuilder(trt, library, options, folder.parent, say)
-        plans = [
-            maker.build(bundle.root / entry.name, entry, made / f"{role}.plan", shapes)
-            for role, entry, shapes in (
-                ("encoder", encoder, encoder_shapes(bundle, options.batch)),
-                ("head", bundle.file("head"), head_shapes(bundle)),
-            )
-        ]
-        write_text(made / "build.log", "\n".join(maker.log) + "\n")
+    with _alone(bundle.root), whole_directory(folder, replace=True) as made:
+        # TensorRT-RTX tunes on the device, when it loads a plan: it has no timings to keep.
+        timings = None if library == "tensorrt_rtx" else folder.with_name(f"{folder.name}.timings")
+        work = _Work(bundle, options, made, PlanBuilder(trt, options.builder, timings, say), say)
+        if gpu is not None and gpu.integrated:
+            say(memory_advice(memory_need(work.entry.bytes, options.builder), available_memory(), options.builder))
         found = PlanSet(
             toolkit=version(),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -115,20 +120,100 @@ def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Com
             gpu=gpu.name if gpu else None,
             targets=[_dotted(capability) for capability in capabilities],
             cuda=gpu.cuda if gpu else None,
-            hardware_compatible=options.hardware_compatible,
-            version_compatible=options.version_compatible,
+            hardware_compatible=options.builder.hardware_compatible,
+            version_compatible=options.builder.version_compatible,
             bundle=bundle.sha256,
-            encoder=plans[0],
-            head=plans[1],
+            encoder=work.encoder(_held_before(folder, work.entry)),
+            head=work.head(),
             checks=[],
         )
-        found.write(made)
         checks: list[Check] = []
         if gpu is not None:
-            say("checking the engines against PyTorch's answers")
-            found, checks = _checked(bundle, found, made, options, folder)
-        maker.keep_timings()
+            found, checks = work.checked(found)
+            if _is_precision(checks, found):
+                found, checks = work.searched(found, checks)
+        found = replace(found, memory=_peak())
+        found.write(made)
+        write_text(made / "build.log", "\n".join(work.builder.log) + "\n")
+        work.builder.keep_timings()
+        if not all(check.passed for check in checks):
+            kept = f" (kept in {_keep(made, folder)})" if options.keep_failed else ""
+            raise CompileError(_advice(checks, found) + kept, checks)
     return Compiled(folder, found, checks)
+
+
+class _Work:
+    """One compilation: builds plans of a bundle into a folder, and runs them on the probe."""
+
+    def __init__(self, bundle: Bundle, options: CompileOptions, folder: Path, builder: PlanBuilder, say: Say) -> None:
+        self.builder = builder
+        self.entry = _encoder_file(bundle)
+        self._bundle, self._options, self._folder, self._say = bundle, options, folder, say
+        self._parts: list[str] = []
+
+    def encoder(self, held: Sequence[str]) -> Plan:
+        """The encoder's plan, with these parts in float32."""
+        shapes = encoder_shapes(self._bundle, self._options.frames)
+        path, target = self._bundle.root / self.entry.name, self._folder / "encoder.plan"
+        plan = self.builder.build(path, self.entry, target, shapes, held)
+        self._parts = self.builder.parts
+        return plan
+
+    def head(self) -> Plan:
+        """The head's plan, always in float32."""
+        entry = self._bundle.file("head")
+        path, target = self._bundle.root / entry.name, self._folder / "head.plan"
+        return self.builder.build(path, entry, target, head_shapes(self._bundle))
+
+    def checked(self, plans: PlanSet) -> tuple[PlanSet, list[Check]]:
+        """What the plans say of the probe, in build.json too.
+
+        Raises:
+            UserError: they do not load.
+        """
+        plans.write(self._folder)
+        self._say("checking the engines against PyTorch's answers")
+        try:
+            backend = TensorrtBackend(self._bundle, "cuda", Options(), self._folder)
+        except BackendError as error:
+            raise UserError(f"TensorRT built an engine that does not load: the backend {error}") from error
+        with Engine(self._bundle, backend, "being checked", self._options.frames[1]) as engine:
+            layers = backend.layers()
+            checks = check_engine(engine, Probe.load(self._bundle.path("probe")))
+        fused = sum("mha" in line.lower() for line in layers)
+        encoder = replace(plans.encoder, attention=fused, layers=len(layers))
+        plans = replace(plans, encoder=encoder, checks=[asdict(check) for check in checks])
+        plans.write(self._folder)
+        return plans, checks
+
+    def searched(self, plans: PlanSet, checks: list[Check]) -> tuple[PlanSet, list[Check]]:
+        """The same with the fewest parts of the encoder in float32; as it was where that does not help."""
+        parts = self._parts
+        self._say(
+            f"fp16 misses its limits: looking for what of the {len(parts)} parts needs float32, one build each try"
+        )
+        last: list[Any] = []  # the parts, plans and checks of the engine that lies in the folder
+
+        def tried(held: list[str]) -> tuple[PlanSet, list[Check]]:
+            last.clear()
+            last.extend((held, *self.checked(replace(plans, encoder=self.encoder(held)))))
+            return last[1], last[2]
+
+        def right(held: list[str]) -> bool:
+            try:
+                _, found = tried(held)
+            except UserError as error:
+                self._say(f"  {error}")
+                return False
+            worst = max(check.score_max or 0.0 for check in found)
+            self._say(f"  {len(held)} of {len(parts)} parts in float32: scores within {worst:.1e}")
+            return _is_right(found)
+
+        held = search(parts, right)
+        if held is None:
+            return tried([])  # the fp16 engine that the message is about
+        self._say(f"in float32: {', '.join(held)}")
+        return (last[1], last[2]) if last and last[0] == held else tried(held)
 
 
 def can_compile() -> bool:
@@ -157,148 +242,6 @@ def head_shapes(bundle: Bundle) -> Shapes:
     }
 
 
-class PlanBuilder:
-    """TensorRT's builder with a log, progress and the timings of earlier builds."""
-
-    def __init__(self, trt: Any, library: str, options: CompileOptions, folder: Path, say: Say) -> None:
-        self.log: list[str] = []
-        self._trt, self._options, self._say = trt, options, say
-        self._errors: list[str] = []
-        self._logger = tensorrt.make_logger(trt, self._write)
-        self._builder = trt.Builder(self._logger)
-        # TensorRT-RTX tunes on the device, when it loads a plan: it has no timings to keep.
-        self._timings = None if library == "tensorrt_rtx" else folder / f"timings-{trt.__version__}.cache"
-        self._cache: bytes | None = None
-
-    def build(self, path: Path, entry: BundleFile, target: Path, shapes: Shapes) -> Plan:
-        """Build one plan.
-
-        Args:
-            path: the graph.
-            entry: what the bundle says of it.
-            target: the plan's file.
-            shapes: input -> smallest, best and largest shape.
-
-        Raises:
-            UserError: TensorRT does not parse or build it.
-        """
-        began = time.monotonic()
-        precision = entry.precision or "fp32"
-        plan = None
-        for typing in self._routes(precision):
-            self._say(f"building {target.stem} in {precision}" + (" with the FP16 flag" if typing == "flag" else ""))
-            plan = self._serialised(path, shapes, typing)
-            if plan is not None:
-                break
-        if plan is None:
-            raise UserError(self._refusal(path))
-        target.write_bytes(plan)
-        return Plan(
-            file=target.name,
-            sha256=sha256(target),
-            onnx=entry.name,
-            onnx_sha256=entry.sha256,
-            precision=precision,
-            typing=typing,
-            profile=shapes,
-            seconds=round(time.monotonic() - began, 2),
-        )
-
-    def keep_timings(self) -> None:
-        """Write the timing cache, which makes the next build on this device quick."""
-        if self._timings is not None and self._cache:
-            temporary = self._timings.with_name(f".{self._timings.name}.tmp-{os.getpid()}")
-            temporary.write_bytes(self._cache)
-            temporary.replace(self._timings)
-
-    def _routes(self, precision: str) -> list[str]:
-        # By what the library offers: TensorRT 11 has no flag any more, and is always strongly typed.
-        can_flag = precision == "fp16" and hasattr(self._trt.BuilderFlag, "FP16")
-        return ["strong", "flag"] if can_flag else ["strong"]
-
-    def _serialised(self, path: Path, shapes: Shapes, typing: str) -> bytes | None:
-        trt = self._trt
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typing == "strong" else 0
-        network = self._builder.create_network(flags)
-        parser = trt.OnnxParser(network, self._logger)
-        if not parser.parse_from_file(str(path)):
-            self._errors += [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            return None
-        config = self._builder.create_builder_config()
-        profile = self._builder.create_optimization_profile()
-        for name, (least, best, most) in shapes.items():
-            profile.set_shape(name, tuple(least), tuple(best), tuple(most))
-        config.add_optimization_profile(profile)
-        self._configure(config, typing)
-        made = self._builder.build_serialized_network(network, config)
-        if made is None:
-            return None
-        if self._timings is not None:
-            self._cache = bytes(config.get_timing_cache().serialize())
-        return bytes(made)
-
-    def _configure(self, config: Any, typing: str) -> None:
-        trt, options = self._trt, self._options
-        if typing == "flag":
-            config.set_flag(trt.BuilderFlag.FP16)
-        if options.hardware_compatible:
-            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        if options.version_compatible:
-            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        if options.targets:
-            config.num_compute_capabilities = len(options.targets)
-            for index, (major, minor) in enumerate(options.targets):
-                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), index)
-        memory = LOW_MEMORY_MIB if options.low_memory else options.memory_mib
-        if memory is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, memory * _MIB)
-        if options.low_memory:
-            config.builder_optimization_level = 2
-        # Layer names, so that the inspector can tell fused attention.
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if hasattr(trt, "IProgressMonitor"):
-            config.progress_monitor = _monitor(trt, self._say)
-        if self._timings is not None:
-            kept = self._cache or (self._timings.read_bytes() if self._timings.is_file() else b"")
-            config.set_timing_cache(config.create_timing_cache(kept), False)
-
-    def _write(self, severity: str, message: str) -> None:
-        self.log.append(f"{severity}: {message}")
-        if severity in ("ERROR", "INTERNAL_ERROR"):
-            self._errors.append(message)
-
-    def _refusal(self, path: Path) -> str:
-        why = " ".join(self._errors[-1].split()) if self._errors else "it does not say why"
-        short = any("memory" in error.lower() for error in self._errors)
-        advice = (
-            "stop what else runs on the box and give --low-memory, or a smaller --batch"
-            if short
-            else "update TensorRT, or build the bundle with --precision fp32"
-        )
-        return f"TensorRT cannot build {path}: {why}; {advice}"
-
-
-def _monitor(trt: Any, say: Say) -> Any:
-    """Tells the outermost phases of a build, each with its number of steps."""
-    base: Any = trt.IProgressMonitor
-
-    class Monitor(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            base.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None:
-                say(f"  {phase_name} ({num_steps} steps)")
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            pass
-
-    return Monitor()
-
-
 def _library(targets: tuple[tuple[int, int], ...]) -> tuple[str, Any]:
     names = tensorrt.installed(("tensorrt_rtx",) if targets else tensorrt.BUILD_WITH)
     if not names:
@@ -322,55 +265,86 @@ def _library(targets: tuple[tuple[int, int], ...]) -> tuple[str, Any]:
 
 def _gpu() -> Gpu:
     try:
-        return gpus()[0]
+        found = gpus()[0]
     except NoCuda as error:
         raise UserError(
             f"this machine {error}, and an engine is built on the GPU that runs it: compile on that box, or name its "
             "GPU with --for (TensorRT-RTX only)"
         ) from error
+    # An engine is run as soon as it is built; what that takes must not be missed only then.
+    reason = TensorrtBackend.unavailable("cuda")
+    if reason is not None:
+        raise UserError(
+            f"the tensorrt backend {reason}, and every engine is checked with it: pip install cuda-bindings"
+        )
+    return found
 
 
 def _encoder_file(bundle: Bundle) -> BundleFile:
     held = bundle.encoder_precisions
-    return bundle.file("encoder", "fp16" if "fp16" in held else held[0])
+    return bundle.file("encoder", next((precision for precision in _ENCODERS if precision in held), held[0]))
 
 
-def _checked(
-    bundle: Bundle, plans: PlanSet, made: Path, options: CompileOptions, folder: Path
-) -> tuple[PlanSet, list[Check]]:
-    """The certificate of plans that lie in ``made``, in build.json too."""
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keeps two processes from compiling the same bundle at once: they would take each other's memory and place.
+
+    Raises:
+        UserError: another one is at it.
+    """
+    place = os.open(root, os.O_RDONLY)
     try:
-        backend = TensorrtBackend(bundle, "cuda", Options(), made)
-    except BackendError as error:
-        raise UserError(f"TensorRT built an engine that does not load: the backend {error}") from error
-    with Engine(bundle, backend, "being checked", options.batch[1]) as engine:
-        layers = backend.layers()
-        checks = check_engine(engine, Probe.load(bundle.path("probe")))
-    fused = sum("mha" in line.lower() for line in layers)
-    encoder = replace(plans.encoder, attention=fused, layers=len(layers))
-    plans = replace(plans, encoder=encoder, checks=[asdict(check) for check in checks])
-    plans.write(made)
-    wrong = [check.artifact for check in checks if not check.passed]
-    if wrong:
-        kept = ""
-        if options.keep_failed:
-            failed = folder.with_name(f"{folder.name}-failed")
-            with whole_directory(failed, replace=True) as copy:
-                for path in made.iterdir():
-                    (copy / path.name).write_bytes(path.read_bytes())
-            kept = f" (kept in {failed})"
-        raise CompileError(_advice(wrong, plans) + kept, checks)
-    return plans, checks
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
+        except BlockingIOError as error:
+            raise UserError(f"{root} is being compiled by another process: wait until it is done") from error
+        yield
+    finally:
+        os.close(place)
 
 
-def _advice(wrong: list[str], plans: PlanSet) -> str:
-    if "head" in wrong:
+def _held_before(folder: Path, entry: BundleFile) -> list[str]:
+    """What the last compilation for this device found that it needs in float32, if it was of the same graph."""
+    try:
+        plan = PlanSet.read(folder).encoder
+    except PlanError:
+        return []
+    return plan.held if plan.onnx_sha256 == entry.sha256 else []
+
+
+def _is_precision(checks: list[Check], plans: PlanSet) -> bool:
+    """Whether only the encoder is wrong, in a precision that float32 could mend."""
+    wrong = {check.artifact for check in checks if not check.passed}
+    return bool(wrong) and "head" not in wrong and plans.encoder.precision != "fp32"
+
+
+def _is_right(checks: list[Check]) -> bool:
+    return all(check.passed and not check.events_gained and not check.events_lost for check in checks)
+
+
+def _keep(made: Path, folder: Path) -> Path:
+    failed = folder.with_name(f"{folder.name}-failed")
+    with whole_directory(failed, replace=True) as copy:
+        for path in made.iterdir():
+            shutil.copyfile(path, copy / path.name)
+    return failed
+
+
+def _advice(checks: list[Check], plans: PlanSet) -> str:
+    if any(check.artifact == "head" and not check.passed for check in checks):
         return (
             "the head is wrong in float32, so this TensorRT miscompiles it on this GPU: take another TensorRT release"
         )
-    if plans.encoder.precision == "fp16":
-        return "the encoder misses its limits in fp16: build the bundle with --precision fp32 and compile again"
-    return "the encoder is wrong in float32, so this TensorRT miscompiles it on this GPU: take another TensorRT release"
+    if plans.encoder.precision == "fp32":
+        return "the encoder is wrong in float32: this TensorRT miscompiles it on this GPU, so take another release"
+    return (
+        f"the encoder misses its limits in {plans.encoder.precision}, and float32 in all of its parts does not mend "
+        "that: build the bundle with --precision fp32 and compile again"
+    )
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -381,9 +355,11 @@ def report(compiled: Compiled) -> str:
     """What was built, for people."""
     plans = compiled.plans
     rows = []
-    parts: Mapping[str, Plan] = {"encoder": plans.encoder, "head": plans.head}
-    for role, plan in parts.items():
+    for role, plan in (("encoder", plans.encoder), ("head", plans.head)):
         size = (compiled.folder / plan.file).stat().st_size / 1e6
         attention = "-" if plan.attention is None else str(plan.attention)
         rows.append([role, plan.precision, plan.typing, f"{size:.1f} MB", f"{plan.seconds:.1f} s", attention])
-    return table(["engine", "precision", "typing", "size", "built in", "fused attention"], rows, right=(3, 4, 5))
+    text = table(["engine", "precision", "typing", "size", "built in", "fused attention"], rows, right=(3, 4, 5))
+    if plans.encoder.held:
+        text += f"\nin float32, because fp16 missed its limits here: {', '.join(plans.encoder.held)}"
+    return f"{text}\nthe build took up to {plans.memory} MiB of memory"

@@ -60,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
         help="arithmetic of the encoder: auto (default: the fastest here), fp32, bf16, fp16",
     )
     run.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
+    run.add_argument(
+        "--decoder",
+        default="auto",
+        metavar="NAME",
+        help="auto (default: hardware where it gives what software does), software, cuda, gstreamer",
+    )
     run.add_argument("--threads", type=int, metavar="N", help="inference threads (default: the library's choice)")
 
     rule = p.add_argument_group("what is an event")
@@ -105,10 +111,12 @@ def _devices(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from vadrun import decoders
     from vadrun.engine import Engine
     from vadrun.events import EventRule
     from vadrun.video import named_videos
 
+    decoders.wanted(arguments.decoder)  # a wrong name is refused before anything is loaded
     rule = EventRule(arguments.threshold, arguments.release, arguments.min_length, arguments.merge_gap)
     sources = named_videos(arguments.source)
     engine = Engine.load(
@@ -127,6 +135,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_all(
     arguments: argparse.Namespace, engine: Engine, rule: EventRule, jobs: list[tuple[Path, Path | None]]
 ) -> int:
+    from vadrun.decoders import SOFTWARE, DecoderFailed
+
     code = 0
     documents: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -134,7 +144,14 @@ def _run_all(
     for source, target in jobs:
         progress = ProgressLine(source.name, enabled=not arguments.quiet)
         try:
-            result = _run_one(engine, source, target, rule, progress, versions)
+            try:
+                result = _run_one(engine, source, target, rule, progress, versions, arguments.decoder)
+            except DecoderFailed as error:
+                if arguments.decoder != "auto":
+                    raise
+                progress.clear()
+                _remark(arguments, f"{error}: beginning again")
+                result = _run_one(engine, source, target, rule, progress, versions, SOFTWARE)
         except UserError as error:
             progress.clear()
             # One bad file in a folder must not cost the others.
@@ -168,14 +185,15 @@ def _run_one(
     rule: EventRule,
     progress: ProgressLine,
     versions: dict[str, str],
+    decoder: str,
 ) -> VideoResult:
     from vadrun.pipeline import run_video
     from vadrun.sinks import ResultFolder
 
     if target is None:
-        return run_video(engine, source, rule, progress=progress.update)
+        return run_video(engine, source, rule, progress=progress.update, decoder=decoder)
     with ResultFolder(target, engine.labels) as folder:
-        result = run_video(engine, source, rule, folder, progress.update)
+        result = run_video(engine, source, rule, folder, progress.update, decoder)
         folder.result(result.to_json(engine, rule, versions))
     return result
 

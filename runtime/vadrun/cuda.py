@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 _LIBRARY = "libcuda.so.1"
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
 
 
 class NoCuda(Exception):
@@ -27,6 +27,7 @@ class Gpu:
         capability: compute capability, such as (8, 7).
         memory: bytes in all (a Jetson's are the whole machine's).
         cuda: the newest CUDA version that the driver serves, such as "13.0".
+        integrated: it has no memory of its own, as on a Jetson.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Gpu:
     capability: tuple[int, int]
     memory: int
     cuda: str
+    integrated: bool = False
 
 
 @cache
@@ -64,12 +66,13 @@ def _gpu(driver: ctypes.CDLL, index: int, cuda: str) -> Gpu:
     _check(driver.cuDeviceGet(ctypes.byref(device), index), what)
     _check(driver.cuDeviceGetName(name, len(name), device), what)
     _check(driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device), what)
-    capability = []
-    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+    attributes = []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED):
         _check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), what)
-        capability.append(value.value)
+        attributes.append(value.value)
+    major, minor, integrated = attributes
     text = name.value.decode(errors="replace")
-    return Gpu(index, text, (capability[0], capability[1]), memory.value, cuda)
+    return Gpu(index, text, (major, minor), memory.value, cuda, bool(integrated))
 
 
 def _check(error: int, what: str) -> None:

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from vadrun import backends
+from vadrun import backends, decoders
 from vadrun.console import table, version
 from vadrun.cuda import NoCuda, gpus
 from vadrun.engine import Engine
@@ -50,7 +50,10 @@ def describe(bundle: Path | None = None) -> dict[str, Any]:
     except NoCuda as error:
         found["no_gpu"] = str(error)
     found["libraries"] = backends.about()
-    found["decoders"] = {"av": version("av"), "compiled in": _hardware_decoders()}
+    found["decoders"] = {
+        "av": version("av"),
+        "hardware": [{"decoder": name, "not here": reason} for name, reason in decoders.reasons()],
+    }
     found["auto"] = [{"backend": label, "not here": reason} for label, reason in backends.reasons()]
     if bundle is not None:
         try:
@@ -79,7 +82,10 @@ def report(found: dict[str, Any]) -> str:
         for what, value in facts.items():
             rows.append([name if what == "version" else f"{name} {what}", value])
     rows.append(["PyAV", found["decoders"]["av"]])
-    rows.append(["hardware decoders", ", ".join(found["decoders"]["compiled in"]) or "none in this PyAV"])
+    for entry in found["decoders"]["hardware"]:
+        rows.append(
+            [f"decoder {entry['decoder']}", entry["not here"] or "can be tried; each file shows whether it works"]
+        )
     lines = [table(["what", "found"], rows), "", "auto takes the first that works for the bundle:"]
     rows = [[entry["backend"], entry["not here"] or "can be tried"] for entry in found["auto"]]
     lines += [f"  {line}" for line in table(["backend", "here"], rows).splitlines()]
@@ -101,10 +107,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _hardware_decoders() -> list[str]:
-    """Kinds that this PyAV was compiled with; whether one works shows when a video is opened."""
-    from av.codec.hwaccel import hwdevices_available
-
-    return [str(kind) for kind in hwdevices_available()]

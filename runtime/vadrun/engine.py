@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +29,7 @@ class Engine:
         self.bundle = bundle
         self.backend = backend
         self.why = why  # why this backend was taken
-        self.batch = batch  # frames that one call of the encoder takes at most
+        self.batch = min(batch, backend.batch_limit or batch)  # frames that one call of the encoder takes at most
         self._text = bundle.text()
 
     @classmethod
@@ -77,17 +79,44 @@ class Engine:
         Raises:
             UserError: another shape or type.
         """
-        model = self.bundle.model
-        expected = (model.image_size, model.image_size, 3)
-        if frames.dtype != np.uint8 or frames.shape[1:] != expected:
-            raise UserError(
-                f"frames are {frames.dtype} {list(frames.shape)}: give uint8 RGB [n,{','.join(map(str, expected))}]"
-            )
-        out = np.empty((len(frames), model.features), np.float32)
-        for start in range(0, len(frames), self.batch):
-            part = np.ascontiguousarray(frames[start : start + self.batch])
-            out[start : start + len(part)] = self.backend.encode(part)
-        return out
+        return next(self.encode_each([frames]))
+
+    def encode_each(self, arrays: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """:meth:`encode` for one array after the other, in order.
+
+        Where the backend can, the next frames are on their way to it while it computes: an array may be asked for
+        before the features of the last one are given.
+
+        Raises:
+            UserError: as :meth:`encode`.
+        """
+        waiting: deque[int] = deque()  # frames of the arrays that are under way
+
+        def parts() -> Iterator[NDArray[np.uint8]]:
+            for frames in arrays:
+                self._check_frames(frames)
+                waiting.append(len(frames))
+                for start in range(0, len(frames), self.batch):
+                    yield np.ascontiguousarray(frames[start : start + self.batch])
+
+        done: list[NDArray[np.float32]] = []
+
+        def whole() -> Iterator[NDArray[np.float32]]:
+            while waiting and sum(map(len, done)) == waiting[0]:
+                waiting.popleft()
+                yield np.concatenate(done) if done else np.empty((0, self.bundle.model.features), np.float32)
+                done.clear()
+
+        for features in self.backend.encode_each(parts()):
+            yield from whole()  # empty ones before it
+            done.append(features)
+            yield from whole()
+        yield from whole()
+
+    def _check_frames(self, frames: NDArray[np.uint8]) -> None:
+        size = self.bundle.model.image_size
+        if frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3):
+            raise UserError(f"frames are {frames.dtype} {list(frames.shape)}: give uint8 RGB [n,{size},{size},3]")
 
     def score(self, features: NDArray[np.floating]) -> Scores:
         """Scores of one video's features [n,d], any n >= 0, in the reference's chunks of T snippets.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vadrun.decoders import SOFTWARE
 from vadrun.engine import Engine
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.video import Snippet, Video, VideoInfo
@@ -97,6 +99,7 @@ def run_video(
     rule: EventRule,
     sink: Sink | None = None,
     progress: Progress | None = None,
+    decoder: str = SOFTWARE,
 ) -> VideoResult:
     """Score a video file and find its events.
 
@@ -106,14 +109,16 @@ def run_video(
         rule: what makes scores an event.
         sink: takes every snippet and event in order, as soon as their chunk is scored.
         progress: called after every batch.
+        decoder: as :class:`vadrun.Video` has it.
 
     Raises:
         UserError: the file is no video that can be read. Damage further on is not an error: the scores up to
             there are given, and :attr:`VideoResult.damage` says what happened.
+        DecoderFailed: a hardware decoder gave up; begin again with software and a new sink.
     """
     began = time.perf_counter()
     bundle = engine.bundle
-    with Video(source) as video:
+    with Video(source, decoder=decoder) as video:
         result = VideoResult(Path(source), video.info)
         detector = EventDetector(rule, engine.labels)
         reader = _Reader(video.snippets(bundle.sampling, bundle.preprocessing), depth=2 * engine.batch)
@@ -138,10 +143,7 @@ def run_video(
             chunk.clear()
 
         with reader:
-            for batch in reader.batches(engine.batch):
-                started = time.perf_counter()
-                features = _encode(engine, batch)
-                result.timings.encode += time.perf_counter() - started
+            for batch, features in _encoded(engine, reader.batches(engine.batch), result.timings):
                 for snippet, feature in zip(batch, features, strict=True):
                     result.snippets += 1
                     result.seconds = snippet.end
@@ -161,12 +163,30 @@ def run_video(
     return result
 
 
-def _encode(engine: Engine, batch: list[Snippet]) -> NDArray[np.float32]:
-    """One feature per snippet: that of its image, or the mean over its images."""
-    images = np.concatenate([snippet.images for snippet in batch])
-    features = engine.encode(images)
-    per_snippet = len(images) // len(batch)
-    return features.reshape(len(batch), per_snippet, -1).mean(axis=1) if per_snippet > 1 else features
+def _encoded(
+    engine: Engine, batches: Iterator[list[Snippet]], timings: Timings
+) -> Iterator[tuple[list[Snippet], NDArray[np.float32]]]:
+    """Each batch with one feature [d] per snippet: that of its image, or the mean over its images."""
+    waiting: deque[list[Snippet]] = deque()
+    idle = 0.0  # seconds in which the reader was waited for, which is not encoding
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        nonlocal idle
+        asked = time.perf_counter()
+        for batch in batches:
+            idle += time.perf_counter() - asked
+            waiting.append(batch)
+            yield np.concatenate([snippet.images for snippet in batch])
+            asked = time.perf_counter()
+        idle += time.perf_counter() - asked
+
+    began = time.perf_counter()
+    for features in engine.encode_each(images()):
+        timings.encode += time.perf_counter() - began - idle
+        batch = waiting.popleft()
+        each = len(features) // len(batch)
+        yield batch, features.reshape(len(batch), each, -1).mean(axis=1) if each > 1 else features
+        began, idle = time.perf_counter(), 0.0
 
 
 class _Reader:

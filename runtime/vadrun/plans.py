@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vadrun.bundle import Bundle
 from vadrun.cuda import Gpu
-from vadrun.errors import UserError
 from vadrun.files import sha256, write_json
 
 SCHEMA = 1
@@ -42,6 +41,7 @@ class Plan:
         seconds: what the build took.
         attention: fused attention layers; None where that was not looked at.
         layers: of the engine; None where that was not looked at.
+        held: parts of an fp16 encoder that this device has to compute in float32.
     """
 
     file: str
@@ -54,6 +54,7 @@ class Plan:
     seconds: float
     attention: int | None = None
     layers: int | None = None
+    held: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class PlanSet:
         encoder: plan of the encoder.
         head: plan of the head.
         checks: rows of the certificate on the GPU; empty where it could not be run.
+        memory: the most that the building process had resident, MiB; None in files of earlier versions.
     """
 
     toolkit: str
@@ -89,6 +91,12 @@ class PlanSet:
     encoder: Plan
     head: Plan
     checks: list[dict[str, Any]]
+    memory: int | None = None
+
+    @property
+    def parts(self) -> dict[str, Plan]:
+        """The plans by what they are of: "encoder" and "head"."""
+        return {"encoder": self.encoder, "head": self.head}
 
     @property
     def passed(self) -> bool:
@@ -133,7 +141,7 @@ def plan_folders(bundle: Bundle) -> list[Path]:
 
 
 def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Path, PlanSet]:
-    """The folder whose plans fit, and what it says.
+    """The folder whose plans fit and have passed their checks, and what it says.
 
     Args:
         bundle: an opened bundle.
@@ -155,9 +163,10 @@ def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Pa
             reason = _misfit(plans, bundle, gpu, library, version)
         except PlanError as error:
             reason = str(error)
-        if reason is None:
-            return folder, plans
-        reasons.append(f"{folder.name} {reason}")
+        else:
+            if reason is None and plans.passed:
+                return folder, plans
+        reasons.append(f"{folder.name} {reason or 'was not checked on a GPU'}")
     raise PlanError(f"has no engine for this machine ({'; '.join(reasons)}): {rebuild}")
 
 
@@ -177,16 +186,20 @@ def read_plan(folder: Path, plan: Plan) -> bytes:
     return path.read_bytes()
 
 
-def largest(plan: Plan, name: str) -> list[int]:
-    """The largest shape of an input in a plan's profile.
+def profile_of(plan: Plan, inputs: Iterable[str]) -> dict[str, tuple[list[int], list[int]]]:
+    """Smallest and largest shape of each of these inputs.
 
     Raises:
-        UserError: build.json does not tell it.
+        PlanError: build.json does not tell them.
     """
-    try:
-        return [int(size) for size in plan.profile[name][2]]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"{BUILD} gives no profile for the input {name!r} of {plan.file}: compile again") from error
+    found = {}
+    for name in inputs:
+        try:
+            least, _, most = ([int(size) for size in shape] for shape in plan.profile[name])
+            found[name] = least, most
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"finds no profile of {name!r} for {plan.file} in {BUILD}: compile again") from error
+    return found
 
 
 def _misfit(plans: PlanSet, bundle: Bundle, gpu: Gpu, library: str, version: str) -> str | None:
@@ -196,6 +209,8 @@ def _misfit(plans: PlanSet, bundle: Bundle, gpu: Gpu, library: str, version: str
         return "was built from other graphs than the bundle holds"
     if (library == "tensorrt_rtx") != (plans.library == "tensorrt_rtx"):
         return f"was built with {plans.library}, and {library} is installed"
+    if library == "tensorrt_lean" and not plans.version_compatible:
+        return "was built without --version-compatible, which tensorrt_lean needs"
     if not _version_fits(plans, version):
         return f"was built with TensorRT {plans.version}, and {version} is installed"
     capability = f"{gpu.capability[0]}.{gpu.capability[1]}"

@@ -19,6 +19,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from vadrun import decoders
+from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError
 from vadrun.preprocessing import Preprocessing, Preprocessor, colour_of, quarter_turns
 from vadrun.sampling import Sampled, Sampler, Sampling, Timeline
@@ -50,6 +52,8 @@ class VideoInfo:
         matrix: colour matrix that is used, ``bt601``, ``bt709``, ...
         full_range: whether levels are taken for full range (0 to 255) or limited (16 to 235).
         start: the first frame's timestamp in seconds; all other times are counted from it.
+        decoder: ``software``, ``cuda`` or ``gstreamer``.
+        decoder_why: why software decodes where something else was asked for, or None.
     """
 
     codec: str
@@ -63,6 +67,8 @@ class VideoInfo:
     matrix: str
     full_range: bool
     start: float
+    decoder: str = SOFTWARE
+    decoder_why: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, one for each attribute."""
@@ -109,7 +115,9 @@ class Video:
 
     Args:
         path: the file.
-        threads: decoding threads; 0 for one to each core.
+        threads: decoding threads of the software decoder; 0 for one to each core.
+        decoder: ``software``, ``cuda``, ``gstreamer``, or ``auto`` for the first that gives this file's first picture
+            as software does.
 
     Attributes:
         info: what is known of it; see :class:`VideoInfo`.
@@ -117,19 +125,21 @@ class Video:
         note: what the user should know of a sound file, as a clause without the file's name, or None.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or no picture in it can be decoded.
+        UserError: there is no such file, it cannot be read, no picture in it can be decoded, or not with the decoder
+            that is named.
+        DecoderFailed: while reading: a hardware decoder met what only software can read, damage for instance.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE) -> None:
         self.path = Path(path)
         self.decoded = 0
         self.note: str | None = None
         self._faults = _Faults()
+        hardware = decoders.wanted(decoder)
         self._container = _open(self.path)
         try:
             self._stream = _pick_stream(self._container, self.path)
-            self._stream.thread_type = "AUTO"
-            self._stream.thread_count = threads
+            self._decoder: decoders.Decoder = decoders.SoftwareDecoder(self._stream, threads)
             # The first frame is decoded here, so a file without any is refused before any work has begun.
             self._frames: Iterator[av.VideoFrame] = self._decode()
             self._first = next(self._frames, None)
@@ -137,6 +147,8 @@ class Video:
                 why = what_is_missing(self.path) or "it may be damaged, encrypted, or of a kind that FFmpeg lacks"
                 raise UserError(f"{self.path}: no picture in it can be decoded ({why}): copy or record it again")
             self.info = self._describe(self._first)
+            if hardware:
+                self._take_hardware(hardware, required=decoder != "auto")
         except BaseException:
             self._container.close()
             raise
@@ -156,6 +168,7 @@ class Video:
         """Let go of the file; may be called again."""
         self._first = None
         self._frames = iter(())  # it refers to this object, which would keep both alive
+        self._decoder.close()
         self._container.close()
 
     @property
@@ -212,13 +225,65 @@ class Video:
                 self.note = f"with {count} it is shorter than a snippet of {length}, and taken for one"
             yield _snippet(sampled)
 
+    def _take_hardware(self, kinds: Sequence[Any], *, required: bool) -> None:
+        """Go on with the first hardware decoder that gives the first picture as software has; the file begins anew."""
+        assert self._first is not None
+        reasons: list[str] = []
+        for kind in kinds:
+            reason = kind.unavailable() or decoders.unfit(self._container.format.name, self._first)
+            if reason is None:
+                try:
+                    self._restart(kind, self._first)
+                    return
+                except decoders.DecoderError as error:
+                    reason = str(error)
+            reasons.append(f"{kind.name} {reason}")
+        why = "; ".join(reasons)
+        if required:
+            raise UserError(f"{self.path} cannot be decoded as asked: {why}; take --decoder auto or software")
+        self.info = replace(self.info, decoder_why=why)
+
+    def _restart(self, kind: Any, first: av.VideoFrame) -> None:
+        before = self._container, self._stream, self._decoder, self._frames, self._faults
+        try:
+            self._container = _open(self.path)
+            self._stream = _pick_stream(self._container, self.path)
+            self._decoder = kind(self._stream, first)
+            self._faults = _Faults()
+            self._frames = self._decode()
+            found = next(self._frames, None)
+            decoders.check_first(found, first)
+        except BaseException:
+            # Software stands where it stood: behind its first picture.
+            if self._decoder is not before[2]:
+                self._decoder.close()
+            if self._container is not before[0]:
+                self._container.close()
+            self._container, self._stream, self._decoder, self._frames, self._faults = before
+            raise
+        before[0].close()
+        self._first = found
+        self.info = replace(self.info, decoder=kind.name)
+
+    def _fault(self, kind: str) -> None:
+        """Count a fault; with hardware, which patches pictures without saying so, leave the file to software."""
+        if self._decoder.name != SOFTWARE:
+            raise decoders.DecoderError("meets damage")
+        self._faults.note(kind)
+
     def _all(self) -> Iterator[av.VideoFrame]:
         if self._first is None:
             raise RuntimeError(f"{self.path} has been read or closed: open it again")
         first, self._first = self._first, None
         yield first
         del first
-        yield from self._frames
+        try:
+            yield from self._frames
+        except decoders.DecoderError as error:
+            raise decoders.DecoderFailed(
+                f"{self.path}: the {self._decoder.name} decoder {error} at {self._faults.reached:.1f} s: "
+                "decode this file in software"
+            ) from error
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         # One packet behind the reader, to know the last one. If that is incomplete it holds half a picture at most,
@@ -251,22 +316,22 @@ class Video:
                 continue
             except av.FFmpegError:
                 # The container's own structure is broken here; reading may well go on behind it.
-                self._faults.note("broken")
+                self._fault("broken")
                 errors += 1
                 if errors == _MOST_READ_ERRORS:
                     return
 
     def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame]:
         if packet is not None and packet.is_corrupt:
-            self._faults.note("incomplete")
+            self._fault("incomplete")
         try:
-            frames = self._stream.codec_context.decode(packet)
+            frames = self._decoder.decode(packet)
         except av.FFmpegError:
-            self._faults.note("undecoded")
+            self._fault("undecoded")
             return
         for frame in frames:
             if frame.is_corrupt:
-                self._faults.note("patched")
+                self._fault("patched")
             yield frame
 
     def _timestamp(self, frame: av.VideoFrame) -> float | None:

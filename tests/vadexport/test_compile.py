@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,21 @@ from tests.vadexport.test_cli import fails
 from vadclip.model import VadCLIP
 from vadclip.untrained import SMALL, untrained
 from vadexport.build import BuildOptions, build
+from vadexport.certificate import LIMITS, Check
 from vadexport.cli import main
-from vadexport.compile import CompileOptions, PlanBuilder, compile_bundle, encoder_shapes, head_shapes
+from vadexport.compile import CompileError, CompileOptions, compile_bundle, encoder_shapes, head_shapes
 from vadexport.encoder_graph import encoder_graph
 from vadexport.head_graph import HeadSizes, head_graph
+from vadexport.plan_builder import BuilderOptions, PlanBuilder, available_memory, memory_advice, memory_need
 from vadrun import Bundle
 from vadrun.bundle import BundleFile
+from vadrun.cuda import Gpu
 from vadrun.files import sha256
 from vadrun.plans import PlanSet
 
 trt = pytest.importorskip("tensorrt_rtx")
 
-TARGETS = ((8, 6), (8, 9))
+ELSEWHERE = BuilderOptions(targets=((8, 6), (8, 9)))
 ROOT = Path(__file__).parents[2]
 
 
@@ -58,7 +64,7 @@ def network_types(path: Path) -> tuple[dict[str, str], set[str]]:
 def built(path: Path, precision: str, shapes: dict[str, list[list[int]]]) -> None:
     """Build for both targets; the plan is whole and said so."""
     entry = BundleFile(path.name, "encoder", precision, sha256(path), path.stat().st_size)
-    builder = PlanBuilder(trt, "tensorrt_rtx", CompileOptions(path.parent, targets=TARGETS), path.parent, print)
+    builder = PlanBuilder(trt, ELSEWHERE, None, print)
     plan = builder.build(path, entry, path.with_suffix(".plan"), shapes)
     assert plan.typing == "strong"
     size = path.with_suffix(".plan").stat().st_size
@@ -66,6 +72,7 @@ def built(path: Path, precision: str, shapes: dict[str, list[list[int]]]) -> Non
     assert plan.sha256 == sha256(path.with_suffix(".plan"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_full_size_encoder_builds(tmp_path: Path, precision: str) -> None:
     prefix = "clipmodel.visual."
@@ -78,6 +85,7 @@ def test_the_full_size_encoder_builds(tmp_path: Path, precision: str) -> None:
     built(path, precision, {"frames": [[n, 224, 224, 3] for n in (1, 8, 32)]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize("dataset", ["ucf", "xd"])
 def test_the_full_size_heads_build(tmp_path: Path, dataset: str, mask_padding: bool) -> None:
@@ -102,7 +110,7 @@ def test_the_full_size_heads_build(tmp_path: Path, dataset: str, mask_padding: b
 def test_the_demo_bundle_compiles(tmp_path: Path, precision: str) -> None:
     out = tmp_path / "demo"
     build(BuildOptions(ROOT / "demo" / "checkpoint.safetensors", out, precision=precision))
-    compiled = compile_bundle(CompileOptions(out, targets=TARGETS))
+    compiled = compile_bundle(CompileOptions(out, builder=ELSEWHERE))
     assert compiled.plans.encoder.precision == precision
 
 
@@ -110,7 +118,7 @@ def test_the_demo_bundle_compiles(tmp_path: Path, precision: str) -> None:
 def test_golden_bundles_compile(golden: Golden, tmp_path: Path, precision: str) -> None:
     out = tmp_path / "bundle"
     build(BuildOptions(golden.checkpoint, out, dataset=golden.dataset, precision=precision))
-    compiled = compile_bundle(CompileOptions(out, targets=TARGETS))
+    compiled = compile_bundle(CompileOptions(out, builder=ELSEWHERE))
     assert compiled.plans == PlanSet.read(compiled.folder)
     assert compiled.plans.targets == ["8.6", "8.9"]
     assert not compiled.plans.passed  # nobody has run it yet
@@ -168,13 +176,108 @@ def compile_bundle_error(bundle: Path) -> str:
     from vadrun import UserError
 
     with pytest.raises(UserError) as error:
-        compile_bundle(CompileOptions(bundle, targets=TARGETS))
+        compile_bundle(CompileOptions(bundle, builder=ELSEWHERE))
     return str(error.value)
 
 
 def test_earlier_engines_stay_when_a_build_fails(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = compile_bundle(CompileOptions(bundle_copy, targets=TARGETS)).folder
+    folder = compile_bundle(CompileOptions(bundle_copy, builder=ELSEWHERE)).folder
     kept = shutil.copytree(folder, bundle_copy.parent / "kept")
     monkeypatch.setattr("vadexport.compile.encoder_shapes", lambda bundle, batch: {"frames": [[1, 1, 1, 3]] * 3})
     compile_bundle_error(bundle_copy)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in kept.iterdir()}
+
+
+def test_two_do_not_compile_one_bundle_at_once(bundle_copy: Path) -> None:
+    place = os.open(bundle_copy, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        assert "is being compiled by another process" in compile_bundle_error(bundle_copy)
+    finally:
+        os.close(place)
+    compile_bundle(CompileOptions(bundle_copy, builder=ELSEWHERE))
+
+
+class Bench:
+    """A GPU that is not there: fp16 is right on it where ``guilty`` are in float32."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *guilty: str) -> None:
+        self.guilty = set(guilty)
+        self.builds: list[list[str]] = []
+        self.said: list[str] = []
+        monkeypatch.setattr("vadexport.compile._gpu", lambda: Gpu(0, "Orin", (8, 7), 8 << 30, "12.6", True))
+        monkeypatch.setattr(
+            "vadexport.compile.PlanBuilder", lambda trt, options, *rest: PlanBuilder(trt, ELSEWHERE, *rest)
+        )
+        monkeypatch.setattr("vadexport.compile._Work.checked", lambda work, plans: self.checked(plans))
+
+    def checked(self, plans: PlanSet) -> tuple[PlanSet, list[Check]]:
+        held = plans.encoder.held
+        self.builds.append(held)
+        limits = LIMITS["fp16"]
+        score = 1e-4 if self.guilty <= set(held) else 0.3
+        events = 0 if score < limits.score else 1
+        checks = [
+            Check("head", "tensorrt:cuda", "fp32", None, None, 1e-6, 1e-7, 0, 0, LIMITS["fp32"], True),
+            Check("chain", "tensorrt:cuda", "fp16", 1, 1, score, score, events, 0, limits, score <= limits.score),
+        ]
+        return replace(plans, checks=[asdict(check) for check in checks]), checks
+
+    def compile(self, bundle: Path, **options: Any) -> PlanSet:
+        self.builds.clear()
+        return compile_bundle(CompileOptions(bundle, **options), self.said.append).plans
+
+
+@pytest.fixture
+def half(ucf: Golden, tmp_path: Path) -> Path:
+    out = tmp_path / "half"
+    build(BuildOptions(ucf.checkpoint, out, dataset="ucf", precision="fp16"))
+    return out
+
+
+def test_what_fp16_cannot_is_found_kept_and_used_again(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, "blocks.1/mlp")
+    plans = bench.compile(half)
+    assert plans.encoder.held == ["blocks.1/mlp"] and plans.passed
+    assert bench.builds[0] == [] and len(bench.builds) > 3
+    (folder,) = half.glob("engines/orin-*")
+    assert PlanSet.read(folder) == plans
+    assert sha256(folder / "encoder.plan") == plans.encoder.sha256
+    assert any(line == "in float32: blocks.1/mlp" for line in bench.said)
+    assert any("MiB of memory, and" in line for line in bench.said)
+    again = bench.compile(half)
+    assert bench.builds == [["blocks.1/mlp"]] and again.encoder.held == ["blocks.1/mlp"]
+
+
+def test_fp16_that_is_right_stays(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    assert bench.compile(half).encoder.held == []
+    assert bench.builds == [[]]
+
+
+def test_an_engine_that_nothing_mends_is_refused(
+    half: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(monkeypatch, "no part of it")
+    with pytest.raises(CompileError, match="float32 in all of its parts does not mend that") as error:
+        bench.compile(half)
+    assert not all(check.passed for check in error.value.checks)
+    assert not list(half.glob("engines/*"))
+    assert main(["compile", str(half), "--keep-failed"]) == 1
+    shown = capsys.readouterr()
+    assert "FAIL" in shown.out and "(kept in" in shown.err
+    (kept,) = half.glob("engines/*-failed")
+    assert {"encoder.plan", "head.plan", "build.json", "build.log"} <= {path.name for path in kept.iterdir()}
+    assert not PlanSet.read(kept).passed
+
+
+def test_what_a_build_needs() -> None:
+    usual, little = BuilderOptions(), BuilderOptions(low_memory=True)
+    assert memory_need(165 << 20, usual) > memory_need(165 << 20, little) > 1000
+    assert memory_need(165 << 20, BuilderOptions(memory_mib=64)) < memory_need(165 << 20, little)
+    assert "give --low-memory" in memory_advice(3000, 2000, usual)
+    assert "add swap" in memory_advice(3000, 2000, little)
+    assert memory_advice(1000, 2000, usual).endswith("2000 MiB are free")
+    assert memory_advice(1000, None, usual) == "the build needs about 1000 MiB of memory"
+    available = available_memory()
+    assert available is None or available > 10

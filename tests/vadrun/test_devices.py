@@ -13,7 +13,15 @@ from vadrun.cuda import Gpu, NoCuda
 def test_it_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices"]) == 0
     text = capsys.readouterr().out
-    for part in ("processor", "GPU", "onnxruntime providers", "openvino CPU", "hardware decoders", "tensorrt:cuda"):
+    for part in (
+        "processor",
+        "GPU",
+        "onnxruntime providers",
+        "openvino CPU",
+        "decoder cuda",
+        "decoder gstreamer",
+        "tensorrt:cuda",
+    ):
         assert part in text
 
 
@@ -70,7 +78,7 @@ class Driver:
         return self._give(memory, 8 << 30)
 
     def cuDeviceGetAttribute(self, value: object, attribute: int, device: object) -> int:
-        return self._give(value, {75: 8, 76: 7}[attribute])
+        return self._give(value, {75: 8, 76: 7, 18: 1}[attribute])
 
     def _give(self, pointer: object, value: int) -> int:
         pointer._obj.value = value  # type: ignore[attr-defined]
@@ -79,7 +87,7 @@ class Driver:
 
 def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
-    assert cuda.gpus.__wrapped__() == (Gpu(0, "Orin", (8, 7), 8 << 30, "12.6"),)
+    assert cuda.gpus.__wrapped__() == (Gpu(0, "Orin", (8, 7), 8 << 30, "12.6", integrated=True),)
     monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(error=804))
     with pytest.raises(NoCuda, match=r"does not start \(CUDA error 804\)"):
         cuda.gpus.__wrapped__()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.golden import LENGTHS, Golden
 from tests.vadrun.test_bundle import edit, rehash
+from vadexport.probe import Probe
 from vadrun import Engine, UserError, backends
 from vadrun.backends.onnxruntime import OnnxruntimeBackend
 from vadrun.backends.openvino import OpenvinoBackend
@@ -95,7 +96,9 @@ def test_auto_takes_openvino_before_onnxruntime_on_a_cpu(
 
 
 def test_a_named_backend_is_never_replaced(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenvinoBackend, "unavailable", classmethod(lambda cls, device: "is not installed"))
+    monkeypatch.setattr(
+        OpenvinoBackend, "unavailable", classmethod(lambda cls, device: backends.Missing("is not installed"))
+    )
     with pytest.raises(
         UserError, match=r"openvino:cpu is not installed; to install: pip install 'vadclip-edge\[cpu\]'"
     ):
@@ -106,7 +109,8 @@ def test_a_named_backend_is_never_replaced(bundles: dict[str, Path], monkeypatch
 
 def test_no_backend_at_all(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (OnnxruntimeBackend, OpenvinoBackend):
-        monkeypatch.setattr(kind, "unavailable", classmethod(lambda cls, device: "is not installed"))
+        missing = classmethod(lambda cls, device: backends.Missing("is not installed"))
+        monkeypatch.setattr(kind, "unavailable", missing)
     assert backends.available() == []
     with pytest.raises(UserError, match=r"no backend can run .*pip install 'vadclip-edge\[cpu\]'"):
         Engine.load(bundles["ucf"])
@@ -115,7 +119,10 @@ def test_no_backend_at_all(bundles: dict[str, Path], monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"backend": "tensorflow"}, "there is no backend 'tensorflow': take one of auto, onnxruntime, openvino"),
+        (
+            {"backend": "tensorflow"},
+            "there is no backend 'tensorflow': take one of auto, tensorrt, onnxruntime, openvino",
+        ),
         ({"backend": "openvino:cuda"}, "there is no backend 'openvino:cuda'"),
         ({"precision": "int4"}, "there is no precision 'int4'"),
         ({"backend": "onnxruntime:cpu", "precision": "fp16"}, "does not compute in fp16 on cpu"),
@@ -182,3 +189,31 @@ assert "openvino" in sys.modules
 assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_encoding_one_array_after_the_other_is_encoding_each(bundles: dict[str, Path]) -> None:
+    frames = Probe.load(bundles["ucf"] / "probe.npz").frames
+    arrays = [frames[:0], frames[:7], frames[7:8], frames[:0], frames[:0], frames[8:20], frames[:0]]
+    with Engine.load(bundles["ucf"], "onnxruntime:cpu", batch=3) as engine:
+        found = list(engine.encode_each(iter(arrays)))
+        assert [len(features) for features in found] == [len(array) for array in arrays]
+        for array, features in zip(arrays, found, strict=True):
+            np.testing.assert_allclose(features, engine.encode(array), atol=1e-5)
+        with pytest.raises(UserError, match="give uint8 RGB"):
+            list(engine.encode_each([frames[:2], frames[:2].astype(np.float32)]))
+
+
+def test_a_backend_is_given_no_more_frames_than_it_takes(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    def encode(self: OnnxruntimeBackend, frames: np.ndarray) -> np.ndarray:
+        given.append(len(frames))
+        return np.zeros((len(frames), 128), np.float32)
+
+    monkeypatch.setattr(OnnxruntimeBackend, "encode", encode)
+    monkeypatch.setattr(OnnxruntimeBackend, "batch_limit", 5)
+    with Engine.load(bundles["ucf"], "onnxruntime:cpu", batch=8) as engine:
+        engine.encode(np.zeros((12, 64, 64, 3), np.uint8))
+        assert (engine.batch, given) == (5, [5, 5, 2])

@@ -3,12 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.vadrun.test_bundle import rehash
 from vadrun import Bundle
 from vadrun.cuda import Gpu
 from vadrun.files import sha256
-from vadrun.plans import ENGINES, Plan, PlanError, PlanSet, device_name, find_plans, largest, read_plan
+from vadrun.plans import ENGINES, Plan, PlanError, PlanSet, device_name, find_plans, profile_of, read_plan
 
 ORIN = Gpu(0, "Orin", (8, 7), 8 << 30, "12.6")
 RTX = Gpu(0, "NVIDIA RTX A2000", (8, 6), 6 << 30, "13.0")
@@ -22,7 +24,10 @@ def plan_set(bundle: Bundle, folder: Path, **changes: object) -> PlanSet:
         (folder / f"{role}.plan").write_bytes(role.encode())
         entry = bundle.file(role)
         digest = sha256(folder / f"{role}.plan")
-        profile = {"frames": [[1, 64, 64, 3], [8, 64, 64, 3], [32, 64, 64, 3]]}
+        profile = {"frames": [[n, 64, 64, 3] for n in (1, 8, 32)]}
+        if role == "head":
+            profile = {"features": [[n, 256, 128] for n in (1, 1, 8)], "lengths": [[1], [1], [8]]}
+            profile["text"] = [[n, 128] for n in (2, 14, 64)]
         plans.append(Plan(f"{role}.plan", digest, entry.name, entry.sha256, "fp32", "strong", profile, 1.0))
     made = PlanSet(
         toolkit="0.1.0",
@@ -52,9 +57,35 @@ def test_plans_of_this_gpu_are_found(bundle_copy: Path) -> None:
     assert find_plans(Bundle.open(bundle_copy), ORIN, "tensorrt", "10.3.0") == (folder, made)
     assert made.passed
     assert read_plan(folder, made.head) == b"head"
-    assert largest(made.encoder, "frames") == [32, 64, 64, 3]
-    # The lean runtime runs what TensorRT built.
-    assert find_plans(bundle, ORIN, "tensorrt_lean", "10.3.0")[0] == folder
+    assert profile_of(made.encoder, ["frames"]) == {"frames": ([1, 64, 64, 3], [32, 64, 64, 3])}
+    with pytest.raises(PlanError, match=r"no profile of 'mask' for head\.plan"):
+        profile_of(made.head, ["mask"])
+
+
+def test_the_lean_runtime_takes_compatible_plans_only(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "a")
+    with pytest.raises(PlanError, match="built without --version-compatible, which tensorrt_lean needs"):
+        find_plans(bundle, ORIN, "tensorrt_lean", "10.3.0")
+    plan_set(bundle, bundle_copy / ENGINES / "b", version_compatible=True)
+    assert find_plans(bundle, ORIN, "tensorrt_lean", "10.3.0")[0].name == "b"
+
+
+def test_checked_plans_are_found_behind_unchecked_ones(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "any", checks=[])
+    plan_set(bundle, bundle_copy / ENGINES / "orin")
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "orin"
+
+
+def test_other_classes_leave_plans_as_they_are(bundle_copy: Path) -> None:
+    made = plan_set(Bundle.open(bundle_copy), bundle_copy / ENGINES / "orin")
+    text = np.load(bundle_copy / "text.npy")
+    np.save(bundle_copy / "text.npy", text * 2)
+    rehash(bundle_copy, "text.npy")
+    bundle = Bundle.open(bundle_copy)
+    assert bundle.sha256 != made.bundle
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[1] == made
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -39,16 +41,22 @@ class Options:
 
 
 class Backend(Protocol):
-    """What the engine needs of a backend."""
+    """What the engine needs of a backend; backends are its subclasses."""
 
     name: str  # as the user names it: "onnxruntime", "openvino"
     device: str  # "cpu", "cuda"
     precision: str  # arithmetic of the encoder: "fp32", "fp16", "bf16" (the head is always fp32)
     library: str  # name and version of the library
     encoder_file: str  # which graph of the bundle it took
+    batch_limit: int | None = None  # frames that one call of the encoder takes at most; None: any number
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features float32 [n,d] of uint8 RGB frames [n,S,S,3]."""
+        """Features float32 [n,d] of uint8 RGB frames [n,S,S,3], n from 1 to ``batch_limit``."""
+
+    def encode_each(self, parts: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """The same for several in order. A part may be taken before the last one's features are given."""
+        for part in parts:
+            yield self.encode(part)
 
     def head(
         self, features: NDArray[np.float32], lengths: NDArray[np.int64], text: NDArray[np.float32]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadrun.backends import BackendError, Missing, Options, check_shapes
+from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 
 
-class OnnxruntimeBackend:
+class OnnxruntimeBackend(Backend):
     """Two sessions, one for the encoder and one for the head."""
 
     name = "onnxruntime"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadrun.backends import BackendError, Missing, Options, check_shapes
+from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vadrun.bundle import Bundle
 
 
-class OpenvinoBackend:
+class OpenvinoBackend(Backend):
     """Two compiled models, one for the encoder and one for the head."""
 
     name = "openvino"
