@@ -1,7 +1,8 @@
-"""A video through the engine: decoding in one thread, encoding and scoring in another.
+"""Videos through the engine: one thread decodes ahead, the caller's encodes and scores.
 
-Memory does not grow with the video: a bounded queue between the threads, one chunk of features, and sinks
-that write as scores become final.
+Several videos share one engine and keep it fed: the reader goes on to the next one while the last is encoded, and a
+batch may hold snippets of both. Memory does not grow with a video: a bounded queue between the threads, one chunk of
+features, and sinks that write as scores become final.
 """
 
 from __future__ import annotations
@@ -9,17 +10,26 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vadrun.audit import GateAudit
 from vadrun.engine import Engine
+from vadrun.errors import UserError
 from vadrun.events import Event, EventDetector, EventRule
+from vadrun.gate import GateRule, Verdict
 from vadrun.video import Snippet, Video, VideoInfo
+
+Floats = NDArray[np.float32]
+
+# How long images may wait for a batch to fill, in seconds and in snippets; it matters where the gate holds most.
+PATIENCE = 2.0
+_MOST_WAITING = 256
 
 
 class Sink(Protocol):
@@ -36,7 +46,7 @@ class Sink(Protocol):
 class Timings:
     """Seconds; the decoder's overlap with the others, so they add up to more than ``wall``."""
 
-    wall: float = 0.0
+    wall: float = 0.0  # with several videos, from the end of the one before
     decode: float = 0.0  # reading, decoding, sampling and resizing
     encode: float = 0.0
     score: float = 0.0
@@ -54,6 +64,7 @@ class VideoResult:
     events: list[Event] = field(default_factory=list)
     damage: str | None = None  # what was wrong with the file, as a sentence
     note: str | None = None  # what the user should know of a sound file
+    gate: dict[str, Any] | None = None  # what the gate did and what it cost, see GateAudit.to_json
     timings: Timings = field(default_factory=Timings)
 
     def to_json(self, engine: Engine, rule: EventRule, versions: dict[str, str]) -> dict[str, Any]:
@@ -69,6 +80,7 @@ class VideoResult:
             "events": [event.to_json() for event in self.events],
             "damage": self.damage,
             "note": self.note,
+            "gate": self.gate,
             "bundle": {"path": str(bundle.root), "sha256": bundle.sha256},
             "backend": {
                 "name": backend.name,
@@ -91,12 +103,25 @@ class VideoResult:
 Progress = Callable[[float, float | None], None]
 
 
+class Encoded(NamedTuple):
+    """A snippet, without its images, and its feature float32 [d].
+
+    ``held`` is the feature that the gate would have had stand for it; the same one where it did, or where it did not
+    want to.
+    """
+
+    snippet: Snippet
+    feature: Floats
+    held: Floats
+
+
 def run_video(
     engine: Engine,
     source: str | Path,
     rule: EventRule,
     sink: Sink | None = None,
     progress: Progress | None = None,
+    gate: GateRule | None = None,
 ) -> VideoResult:
     """Score a video file and find its events.
 
@@ -106,119 +131,304 @@ def run_video(
         rule: what makes scores an event.
         sink: takes every snippet and event in order, as soon as their chunk is scored.
         progress: called after every batch.
+        gate: encodes only where something happens.
 
     Raises:
         UserError: the file is no video that can be read. Damage further on is not an error: the scores up to
             there are given, and :attr:`VideoResult.damage` says what happened.
     """
-    began = time.perf_counter()
-    bundle = engine.bundle
-    with Video(source) as video:
-        result = VideoResult(Path(source), video.info)
-        detector = EventDetector(rule, engine.labels)
-        reader = _Reader(video.snippets(bundle.sampling, bundle.preprocessing), depth=2 * engine.batch)
-        chunk: list[tuple[Snippet, NDArray[np.float32]]] = []
-
-        def emit(events: list[Event]) -> None:
-            for event in events:
-                result.events.append(event)
-                if sink is not None:
-                    sink.event(event)
-
-        def score_chunk() -> None:
-            started = time.perf_counter()
-            scores = engine.score(np.stack([feature for _, feature in chunk]))
-            result.timings.score += time.perf_counter() - started
-            for (snippet, _), anomaly, classes in zip(chunk, scores.anomaly, scores.alignment, strict=True):
-                value = float(anomaly)
-                result.peak = value if result.peak is None else max(result.peak, value)
-                if sink is not None:
-                    sink.snippet(snippet.index, snippet.start, snippet.end, value, classes)
-                emit(detector.push(snippet.index, snippet.start, snippet.end, value, classes))
-            chunk.clear()
-
-        with reader:
-            for batch in reader.batches(engine.batch):
-                started = time.perf_counter()
-                features = _encode(engine, batch)
-                result.timings.encode += time.perf_counter() - started
-                for snippet, feature in zip(batch, features, strict=True):
-                    result.snippets += 1
-                    result.seconds = snippet.end
-                    # The images have done their work; keeping them would fill memory with a chunk of them.
-                    chunk.append((snippet.without_images(), feature))
-                    if len(chunk) == bundle.model.positions:
-                        score_chunk()
-                if progress is not None:
-                    progress(result.seconds, video.info.duration)
-            if chunk:
-                score_chunk()
-            emit(detector.finish())
-        result.timings.decode = reader.busy
-        result.damage = video.damage
-        result.note = video.note
-    result.timings.wall = time.perf_counter() - began
-    return result
+    with Pipeline(engine, [source], gate) as pipeline:
+        return pipeline.score(0, rule, sink, progress)
 
 
-def _encode(engine: Engine, batch: list[Snippet]) -> NDArray[np.float32]:
-    """One feature per snippet: that of its image, or the mean over its images."""
-    images = np.concatenate([snippet.images for snippet in batch])
-    features = engine.encode(images)
-    per_snippet = len(images) // len(batch)
-    return features.reshape(len(batch), per_snippet, -1).mean(axis=1) if per_snippet > 1 else features
+class Pipeline:
+    """Scores videos one after the other while the next is being decoded.
 
+    >>> with Pipeline(engine, ["a.mp4", "b.mp4"]) as pipeline:         # doctest: +SKIP
+    ...     results = [pipeline.score(number, rule) for number in range(2)]
 
-class _Reader:
-    """Runs an iterator of snippets in a thread of its own, at most ``depth`` snippets ahead."""
+    Args:
+        engine: the loaded bundle.
+        sources: the video files.
+        gate: encodes only where something happens.
+    """
 
-    def __init__(self, snippets: Iterator[Snippet], depth: int) -> None:
-        self.busy = 0.0  # seconds spent making snippets
-        self._snippets = snippets
-        self._queue: queue.Queue[Snippet | None] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="vadrun-reader", daemon=True)
+    def __init__(self, engine: Engine, sources: Sequence[str | Path], gate: GateRule | None = None) -> None:
+        self._engine = engine
+        self._sources = [Path(source) for source in sources]
+        self._gate = gate
+        bundle = engine.bundle
 
-    def __enter__(self) -> _Reader:
-        self._thread.start()
+        def snippets(video: Video) -> Iterator[Snippet]:
+            return video.snippets(bundle.sampling, bundle.preprocessing, gate=gate)
+
+        self._reader = _Reader(self._sources, snippets, depth=2 * engine.batch)
+        self._encoder = _Encoder(engine, self._reader, shadow=gate is not None and gate.shadow)
+        self._steps = self._encoder.steps()
+        self._next = 0  # the video whose steps come next
+        self._ended = time.perf_counter()  # when the one before was done
+
+    def __enter__(self) -> Pipeline:
+        self._reader.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._reader.stop()
+
+    def score(
+        self, number: int, rule: EventRule, sink: Sink | None = None, progress: Progress | None = None
+    ) -> VideoResult:
+        """Score the source of this number; those before it that were not scored are passed over.
+
+        Raises:
+            UserError: as :func:`run_video`; the sources after it can be scored all the same.
+        """
+        while self._next < number:
+            for _ in self._of_next():
+                pass
+        steps = self._of_next()
+        opened = next(steps)
+        assert isinstance(opened, _Opened)
+        result = VideoResult(self._sources[number], opened.info)
+        scorer = _Scorer(self._engine, rule, sink, result, self._gate)
+        encode_before = self._encoder.seconds
+        for step in steps:
+            if isinstance(step, Encoded):
+                scorer.push(step)
+            elif isinstance(step, _Closed):
+                result.damage, result.note = step.damage, step.note
+                result.timings.decode = step.busy
+            if progress is not None and isinstance(step, _Batch | _Closed):
+                progress(result.seconds, result.info.duration)
+        scorer.finish()
+        result.timings.encode = self._encoder.seconds - encode_before
+        result.timings.wall = time.perf_counter() - self._ended
+        self._ended = time.perf_counter()
+        return result
+
+    def _of_next(self) -> Iterator[_Step]:
+        """The steps of the next video, up to its last."""
+        self._next += 1
+        for step in self._steps:
+            if isinstance(step, _Failed):
+                raise step.error
+            yield step
+            if isinstance(step, _Closed):
+                return
+
+
+class _Scorer:
+    """Scores one video's features chunk by chunk and fills its result."""
+
+    def __init__(
+        self, engine: Engine, rule: EventRule, sink: Sink | None, result: VideoResult, gate: GateRule | None
+    ) -> None:
+        self._engine, self._sink, self._result = engine, sink, result
+        self._detector = EventDetector(rule, engine.labels)
+        self._audit = None if gate is None else GateAudit(gate, rule.threshold)
+        # In the shadow, what a gated run would have found.
+        self._shadow = EventDetector(rule, engine.labels) if gate is not None and gate.shadow else None
+        self._chunk: list[Encoded] = []
+
+    def push(self, encoded: Encoded) -> None:
+        self._result.snippets += 1
+        self._result.seconds = encoded.snippet.end
+        self._chunk.append(encoded)
+        if len(self._chunk) == self._engine.bundle.model.positions:
+            self._score()
+
+    def finish(self) -> None:
+        if self._chunk:
+            self._score()
+        self._emit(self._detector.finish())
+        if self._audit is not None:
+            if self._shadow is not None:
+                self._audit.shadow_events(self._shadow.finish())
+            self._result.gate = self._audit.to_json(self._result.events)
+
+    def _score(self) -> None:
+        result, sink = self._result, self._sink
+        started = time.perf_counter()
+        scores = self._engine.score(np.stack([encoded.feature for encoded in self._chunk]))
+        held = scores
+        if any(encoded.held is not encoded.feature for encoded in self._chunk):
+            held = self._engine.score(np.stack([encoded.held for encoded in self._chunk]))
+        result.timings.score += time.perf_counter() - started
+        for row, (snippet, _, _) in enumerate(self._chunk):
+            value, classes = float(scores.anomaly[row]), scores.alignment[row]
+            result.peak = value if result.peak is None else max(result.peak, value)
+            if sink is not None:
+                sink.snippet(snippet.index, snippet.start, snippet.end, value, classes)
+            self._emit(self._detector.push(snippet.index, snippet.start, snippet.end, value, classes))
+            if self._audit is not None:
+                other = float(held.anomaly[row])
+                self._audit.push(snippet.verdict, value, other)
+                if self._shadow is not None:
+                    place = (snippet.index, snippet.start, snippet.end)
+                    self._audit.shadow_events(self._shadow.push(*place, other, held.alignment[row]))
+        self._chunk.clear()
+
+    def _emit(self, events: list[Event]) -> None:
+        for event in events:
+            self._result.events.append(event)
+            if self._sink is not None:
+                self._sink.event(event)
+
+
+class _Opened(NamedTuple):
+    """A video begins."""
+
+    info: VideoInfo
+
+
+class _Closed(NamedTuple):
+    """A video has been read."""
+
+    damage: str | None
+    note: str | None
+    busy: float  # seconds spent making its snippets
+
+
+class _Failed(NamedTuple):
+    """A video cannot be read, or reading it has failed."""
+
+    error: BaseException
+
+
+class _Batch(NamedTuple):
+    """A batch has been encoded."""
+
+
+# What the reader makes, and what becomes of it: snippets turn into features, the rest is passed on in its place.
+_Item = _Opened | Snippet | _Closed | _Failed
+_Step = _Opened | Encoded | _Closed | _Failed | _Batch
+
+
+class _Encoder:
+    """Turns snippets into features, batch by batch, across the borders of videos."""
+
+    def __init__(self, engine: Engine, reader: _Reader, *, shadow: bool) -> None:
+        self.seconds = 0.0  # spent encoding
+        self._engine = engine
+        self._shadow = shadow  # the gate only counts
+        self._reader = reader
+        self._held: Floats | None = None  # the video's last encoded feature, as the gate has it
+
+    def steps(self) -> Iterator[_Step]:
+        """Everything that the reader makes, in its order."""
+        waiting: list[_Item] = []
+        images = 0
+        since = 0.0
+        while True:
+            left = PATIENCE - (time.monotonic() - since) if images else None
+            item = self._reader.get(left)
+            if isinstance(item, Snippet) and len(item.images):
+                since = since if images else time.monotonic()
+                images += 1
+            if not isinstance(item, _TooLate | _Done):
+                waiting.append(item)
+            late = isinstance(item, _TooLate | _Done) or len(waiting) >= _MOST_WAITING
+            # Without images there is nothing to wait for.
+            if images == 0 or images >= self._engine.batch or late:
+                yield from self._encode(waiting)
+                if images:
+                    yield _Batch()
+                waiting, images = [], 0
+            if isinstance(item, _Done):
+                return
+
+    def _encode(self, items: list[_Item]) -> Iterator[_Step]:
+        started = time.perf_counter()
+        features = self._features([item for item in items if isinstance(item, Snippet) and len(item.images)])
+        self.seconds += time.perf_counter() - started
+        encoded = iter(features)
+        for item in items:
+            if not isinstance(item, Snippet):
+                yield item
+                continue
+            own = next(encoded) if len(item.images) else None
+            before = self._held
+            if item.verdict is not Verdict.HOLD:
+                self._held = own
+            feature = before if own is None else own
+            assert feature is not None, "a gate encodes the first snippet"
+            # Compared are an audited snippet with what it would have been held as, and a shadow run with a gated one.
+            compared = Verdict.HOLD if self._shadow else Verdict.AUDIT
+            held = before if item.verdict is compared and before is not None else feature
+            # The images have done their work; keeping them would fill memory with a chunk of them.
+            yield Encoded(item.without_images(), feature, held)
+
+    def _features(self, snippets: list[Snippet]) -> Floats:
+        """One feature per snippet: that of its image, or the mean over its images."""
+        if not snippets:
+            return np.empty((0, self._engine.bundle.model.features), np.float32)
+        images = np.concatenate([snippet.images for snippet in snippets])
+        features = self._engine.encode(images)
+        per_snippet = len(images) // len(snippets)
+        return features.reshape(len(snippets), per_snippet, -1).mean(axis=1) if per_snippet > 1 else features
+
+
+class _TooLate(NamedTuple):
+    """Nothing came in time."""
+
+
+class _Done(NamedTuple):
+    """All videos have been read."""
+
+
+class _Reader:
+    """Reads videos in a thread of its own, at most ``depth`` snippets ahead."""
+
+    def __init__(self, sources: list[Path], snippets: Callable[[Video], Iterator[Snippet]], depth: int) -> None:
+        self._sources = sources
+        self._snippets = snippets
+        self._queue: queue.Queue[_Item | _Done] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="vadrun-reader", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
         self._stop.set()
         self._thread.join()
 
-    def batches(self, size: int) -> Iterator[list[Snippet]]:
-        """Lists of up to ``size`` snippets; an exception of the thread is raised here."""
-        batch: list[Snippet] = []
-        while (snippet := self._queue.get()) is not None:
-            batch.append(snippet)
-            if len(batch) == size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-        if self._error is not None:
-            raise self._error
+    def get(self, timeout: float | None) -> _Item | _Done | _TooLate:
+        """The next item; waits for ``timeout`` seconds at most, or as long as it takes."""
+        try:
+            return self._queue.get(timeout=None if timeout is None else max(timeout, 0.001))
+        except queue.Empty:
+            return _TooLate()
 
     def _work(self) -> None:
-        try:
-            started = time.perf_counter()
-            for snippet in self._snippets:
-                self.busy += time.perf_counter() - started
+        for source in self._sources:
+            if self._stop.is_set():
+                return
+            try:
+                self._read(source)
+            except BaseException as error:
+                self._put(_Failed(error))
+                if not isinstance(error, UserError):
+                    break
+        self._put(_Done())
+
+    def _read(self, source: Path) -> None:
+        started = time.perf_counter()
+        with Video(source) as video:
+            self._put(_Opened(video.info))
+            busy = 0.0
+            for snippet in self._snippets(video):
+                busy += time.perf_counter() - started
                 if not self._put(snippet):
                     return
                 started = time.perf_counter()
-            self.busy += time.perf_counter() - started
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._put(None)
+            busy += time.perf_counter() - started
+            self._put(_Closed(video.damage, video.note, busy))
 
-    def _put(self, snippet: Snippet | None) -> bool:
+    def _put(self, item: _Item | _Done) -> bool:
         while not self._stop.is_set():
             try:
-                self._queue.put(snippet, timeout=0.1)
+                self._queue.put(item, timeout=0.1)
                 return True
             except queue.Full:
                 continue

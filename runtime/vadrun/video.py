@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vadrun.errors import UserError
+from vadrun.gate import Gate, GateRule, Looked, Verdict
 from vadrun.preprocessing import Preprocessing, Preprocessor, colour_of, quarter_turns
 from vadrun.sampling import Sampled, Sampler, Sampling, Timeline
 from vadrun.wholeness import what_is_missing
@@ -84,8 +85,10 @@ class Snippet:
     Attributes:
         index: 0 for the video's first snippet.
         start, end: seconds from the video's first frame.
-        images: RGB uint8 [k,S,S,3], k = ``Sampling.images_per_snippet``; [k,c,S,S,3] if c crops were asked for.
+        images: RGB uint8 [k,S,S,3], k = ``Sampling.images_per_snippet``; [k,c,S,S,3] if c crops were asked for; k = 0
+            if the gate holds the snippet.
         short: the whole video is shorter than one snippet.
+        verdict: the gate's; without a gate every snippet is to be encoded.
     """
 
     index: int
@@ -93,6 +96,7 @@ class Snippet:
     end: float
     images: NDArray[np.uint8]
     short: bool = False
+    verdict: Verdict = Verdict.ENCODE
 
     def without_images(self) -> Snippet:
         """The same without its images: uint8 [0,S,S,3]."""
@@ -192,6 +196,7 @@ class Video:
         sampling: Sampling | None = None,
         preprocessing: Preprocessing | None = None,
         crops: Sequence[tuple[str, bool]] | None = None,
+        gate: GateRule | None = None,
     ) -> Iterator[Snippet]:
         """The video's snippets in order; only the frames that are sampled are converted.
 
@@ -199,18 +204,32 @@ class Video:
             sampling: which frames become a snippet.
             preprocessing: what is done to them.
             crops: (where, mirrored) of several crops to take instead of the one that ``preprocessing`` names.
+            gate: holds snippets in which nothing has changed; they come without images, and are not converted.
+
+        Raises:
+            UserError: a gate, and several images to a snippet.
         """
         sampling = sampling or Sampling()
-        sampler = Sampler(sampling, Preprocessor(preprocessing, crops))
+        preprocessing = preprocessing or Preprocessing()
+        if gate is not None and sampling.images_per_snippet > 1:
+            raise UserError(
+                f"the gate judges one image of each snippet, and this bundle takes {sampling.images_per_snippet} "
+                "(--sample mean): leave out --gate, or build the bundle with --sample middle"
+            )
+        convert = Preprocessor(preprocessing, crops)
+        guard = None if gate is None else Gate(gate, preprocessing, convert)
+        sampler = Sampler(sampling, guard or (lambda frame: Looked(convert(frame), Verdict.ENCODE)))
         for frame, time, duration in self.frames():
+            if guard is not None:
+                guard.now = time
             for sampled in sampler.push(frame, time, duration):
-                yield _snippet(sampled)
+                yield _snippet(sampled, preprocessing.size)
         for sampled in sampler.finish():
             if sampled.short:
                 length = f"{sampling.frames} frames" if sampling.by == "frames" else f"{sampling.seconds:g} s"
                 count = f"{self.decoded} frame{'' if self.decoded == 1 else 's'}"
                 self.note = f"with {count} it is shorter than a snippet of {length}, and taken for one"
-            yield _snippet(sampled)
+            yield _snippet(sampled, preprocessing.size)
 
     def _all(self) -> Iterator[av.VideoFrame]:
         if self._first is None:
@@ -435,5 +454,7 @@ def _pick_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _snippet(sampled: Sampled[NDArray[np.uint8]]) -> Snippet:
-    return Snippet(sampled.index, sampled.start, sampled.end, np.stack(sampled.images), sampled.short)
+def _snippet(sampled: Sampled[Looked], size: int) -> Snippet:
+    images = [looked.image for looked in sampled.images if looked.image is not None]
+    stacked = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
+    return Snippet(sampled.index, sampled.start, sampled.end, stacked, sampled.short, sampled.images[0].verdict)
