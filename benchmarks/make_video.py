@@ -1,9 +1,9 @@
 """Make test footage from a clip, in one of two ways.
 
 By default the clip is decoded, scaled and encoded again, frame for frame (at another rate it plays faster or
-slower; with ``--keep-time`` frames are repeated or left out instead), over and over until the length is reached. With ``--remux`` its packets are repeated as they are, so
-hours of video take seconds; the clip is then only repeated as a whole, so the file may be a little longer than
-asked. Sound is left out either way.
+slower; with ``--keep-time`` frames are repeated or left out instead), over and over until the length is reached.
+With ``--remux`` its packets are repeated as they are, so hours of video take seconds; the clip is then only repeated
+as a whole, so the file may be a little longer than asked. Sound is left out either way.
 """
 
 from __future__ import annotations

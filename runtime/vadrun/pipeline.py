@@ -190,7 +190,7 @@ class Pipeline:
         opened = next(steps)
         assert isinstance(opened, _Opened)
         result = VideoResult(self._sources[number], opened.info)
-        scorer = _Scorer(self._engine, rule, sink, result, self._gate)
+        scorer = Scorer(self._engine, rule, sink, result, self._gate)
         encode_before = self._encoder.seconds
         for step in steps:
             if isinstance(step, Encoded):
@@ -217,7 +217,7 @@ class Pipeline:
                 return
 
 
-class _Scorer:
+class Scorer:
     """Scores one video's features chunk by chunk and fills its result."""
 
     def __init__(
@@ -230,7 +230,13 @@ class _Scorer:
         self._shadow = EventDetector(rule, engine.labels) if gate is not None and gate.shadow else None
         self._chunk: list[Encoded] = []
 
+    @property
+    def chunk(self) -> list[Encoded]:
+        """The snippets that wait for their chunk to fill, oldest first."""
+        return self._chunk
+
     def push(self, encoded: Encoded) -> None:
+        """Take the next snippet; a chunk that is full is scored."""
         self._result.snippets += 1
         self._result.seconds = encoded.snippet.end
         self._chunk.append(encoded)
@@ -238,6 +244,7 @@ class _Scorer:
             self._score()
 
     def finish(self) -> None:
+        """Score what is left, and end the events."""
         if self._chunk:
             self._score()
         self._emit(self._detector.finish())
@@ -275,6 +282,40 @@ class _Scorer:
                 self._sink.event(event)
 
 
+class Holding:
+    """Gives held snippets of one video, or of one after the other, the feature that stands for them.
+
+    Args:
+        shadow: the gate only counts.
+    """
+
+    def __init__(self, shadow: bool) -> None:
+        # Compared are an audited snippet with what it would have been held as, and a shadow run with a gated one.
+        self._compared = Verdict.HOLD if shadow else Verdict.AUDIT
+        self._last: Floats | None = None  # the last feature that the gate had encoded
+
+    def take(self, snippet: Snippet, own: Floats | None) -> Encoded:
+        """The next snippet with its feature: its own, or the last one if it has none."""
+        before = self._last
+        if snippet.verdict is not Verdict.HOLD:
+            self._last = own
+        feature = before if own is None else own
+        assert feature is not None, "a gate encodes the first snippet"
+        held = before if snippet.verdict is self._compared and before is not None else feature
+        # The images have done their work; keeping them would fill memory with a chunk of them.
+        return Encoded(snippet.without_images(), feature, held)
+
+
+def encode_snippets(engine: Engine, snippets: list[Snippet]) -> Floats:
+    """One feature [n,d] per snippet: that of its image, or the mean over its images."""
+    if not snippets:
+        return np.empty((0, engine.bundle.model.features), np.float32)
+    images = np.concatenate([snippet.images for snippet in snippets])
+    features = engine.encode(images)
+    per_snippet = len(images) // len(snippets)
+    return features.reshape(len(snippets), per_snippet, -1).mean(axis=1) if per_snippet > 1 else features
+
+
 class _Opened(NamedTuple):
     """A video begins."""
 
@@ -310,9 +351,8 @@ class _Encoder:
     def __init__(self, engine: Engine, reader: _Reader, *, shadow: bool) -> None:
         self.seconds = 0.0  # spent encoding
         self._engine = engine
-        self._shadow = shadow  # the gate only counts
         self._reader = reader
-        self._held: Floats | None = None  # the video's last encoded feature, as the gate has it
+        self._holding = Holding(shadow)
 
     def steps(self) -> Iterator[_Step]:
         """Everything that the reader makes, in its order."""
@@ -339,33 +379,16 @@ class _Encoder:
 
     def _encode(self, items: list[_Item]) -> Iterator[_Step]:
         started = time.perf_counter()
-        features = self._features([item for item in items if isinstance(item, Snippet) and len(item.images)])
+        features = encode_snippets(
+            self._engine, [item for item in items if isinstance(item, Snippet) and len(item.images)]
+        )
         self.seconds += time.perf_counter() - started
         encoded = iter(features)
         for item in items:
-            if not isinstance(item, Snippet):
+            if isinstance(item, Snippet):
+                yield self._holding.take(item, next(encoded) if len(item.images) else None)
+            else:
                 yield item
-                continue
-            own = next(encoded) if len(item.images) else None
-            before = self._held
-            if item.verdict is not Verdict.HOLD:
-                self._held = own
-            feature = before if own is None else own
-            assert feature is not None, "a gate encodes the first snippet"
-            # Compared are an audited snippet with what it would have been held as, and a shadow run with a gated one.
-            compared = Verdict.HOLD if self._shadow else Verdict.AUDIT
-            held = before if item.verdict is compared and before is not None else feature
-            # The images have done their work; keeping them would fill memory with a chunk of them.
-            yield Encoded(item.without_images(), feature, held)
-
-    def _features(self, snippets: list[Snippet]) -> Floats:
-        """One feature per snippet: that of its image, or the mean over its images."""
-        if not snippets:
-            return np.empty((0, self._engine.bundle.model.features), np.float32)
-        images = np.concatenate([snippet.images for snippet in snippets])
-        features = self._engine.encode(images)
-        per_snippet = len(images) // len(snippets)
-        return features.reshape(len(snippets), per_snippet, -1).mean(axis=1) if per_snippet > 1 else features
 
 
 class _TooLate(NamedTuple):
