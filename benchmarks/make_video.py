@@ -1,9 +1,9 @@
 """Make test footage from a clip, in one of two ways.
 
 By default the clip is decoded, scaled and encoded again, frame for frame (at another rate it plays faster or
-slower), over and over until the length is reached. With ``--remux`` its packets are repeated as they are, so
-hours of video take seconds; the clip is then only repeated as a whole, so the file may be a little longer than
-asked. Sound is left out either way.
+slower; with ``--keep-time`` frames are repeated or left out instead), over and over until the length is reached.
+With ``--remux`` its packets are repeated as they are, so hours of video take seconds; the clip is then only repeated
+as a whole, so the file may be a little longer than asked. Sound is left out either way.
 """
 
 from __future__ import annotations
@@ -58,7 +58,20 @@ def frames(source: Path) -> Iterator[av.VideoFrame]:
             raise UserError(f"no frame of {source} can be decoded: name another clip")
 
 
-def encode(source: Path, out: Path, size: tuple[int, int], rate: Fraction, codec: str, kbit: int, count: int) -> int:
+def at_rate(source: Path, rate: Fraction) -> Iterator[av.VideoFrame]:
+    """The clip's frames, without end, at another rate and the same speed."""
+    with open_clip(source) as container:
+        own = container.streams.video[0].average_rate or Fraction(25)
+    shown = 0
+    for index, frame in enumerate(frames(source), 1):
+        while shown * own < index * rate:
+            yield frame
+            shown += 1
+
+
+def encode(
+    source: Path, out: Path, size: tuple[int, int], rate: Fraction, codec: str, kbit: int, count: int, keep_time: bool
+) -> int:
     """Write ``count`` frames of the clip at another size and rate; returns how many it wrote."""
     width, height = size
     encoder = ENCODERS.get(codec, codec)
@@ -71,7 +84,8 @@ def encode(source: Path, out: Path, size: tuple[int, int], rate: Fraction, codec
         large = height >= 720
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1 if large else 6
-        for index, frame in zip(range(count), frames(source), strict=False):
+        pictures = at_rate(source, rate) if keep_time else frames(source)
+        for index, frame in zip(range(count), pictures, strict=False):
             from_large = frame.height >= 720
             picture = frame.reformat(
                 width,
@@ -179,12 +193,13 @@ def main() -> int:
     p.add_argument("--rate", type=Fraction, default=Fraction(30), metavar="FPS", help="frames per second (default 30)")
     p.add_argument("--codec", default="h264", metavar="NAME", help=f"{', '.join(ENCODERS)} (default h264)")
     p.add_argument("--kbit", type=int, default=4000, metavar="N", help="kilobits per second (default 4000)")
+    p.add_argument("--keep-time", action="store_true", help="play at the clip's own speed, whatever the rate")
     p.add_argument("--check", action="store_true", help="decode the file afterwards and count its frames")
     a = p.parse_args()
     if a.remux:
         count = remux(a.source, a.out, a.seconds)
     else:
-        count = encode(a.source, a.out, a.size, a.rate, a.codec, a.kbit, round(a.seconds * a.rate))
+        count = encode(a.source, a.out, a.size, a.rate, a.codec, a.kbit, round(a.seconds * a.rate), a.keep_time)
     if a.check:
         check(a.out, count)
     print(f"{a.out}: {count} frames, {a.out.stat().st_size / 1e6:.1f} MB{', checked' if a.check else ''}")

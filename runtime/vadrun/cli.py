@@ -14,7 +14,10 @@ from vadrun.errors import UserError
 if TYPE_CHECKING:
     from vadrun.engine import Engine
     from vadrun.events import EventRule
-    from vadrun.pipeline import VideoResult
+    from vadrun.gate import GateRule
+    from vadrun.pipeline import Pipeline, VideoResult
+
+GATE_MODES = ("off", "on", "shadow")
 
 EPILOG = """\
 exit codes: 0 done; 1 done, but a video was damaged and its scores end early; 2 an input cannot be used.
@@ -68,6 +71,37 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--threads", type=int, metavar="N", help="inference threads (default: the library's choice)")
 
+    gate = p.add_argument_group("the gate: encode only where something happens")
+    gate.add_argument(
+        "--gate",
+        nargs="?",
+        choices=GATE_MODES,
+        const="on",
+        default="off",
+        help="hold the last feature while the picture stands still; shadow: only count what that would change",
+    )
+    gate.add_argument(
+        "--gate-threshold",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the picture that must change to open it (default 0.01)",
+    )
+    gate.add_argument(
+        "--gate-heartbeat",
+        type=float,
+        default=10.0,
+        metavar="SEC",
+        help="encode at least this often (default 10)",
+    )
+    gate.add_argument(
+        "--gate-audit",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of held snippets to encode anyway, to tell what holding costs (default 0.05)",
+    )
+
     rule = p.add_argument_group("what is an event")
     rule.add_argument(
         "--threshold",
@@ -84,6 +118,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _with_gate_mode(given: list[str]) -> list[str]:
+    """``--gate VIDEO`` as ``--gate on VIDEO``: argparse would take the video for the mode."""
+    found = list(given)
+    for at in reversed([at for at, word in enumerate(given) if word == "--gate"]):
+        if given[at + 1 : at + 2] and given[at + 1] not in GATE_MODES:
+            found.insert(at + 1, "on")
+    return found
+
+
 def devices_parser() -> argparse.ArgumentParser:
     """The arguments of ``vadrun devices``."""
     p = argparse.ArgumentParser(prog="vadrun devices", description="Tell what this machine has for the runtime.")
@@ -98,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     if given[:1] == ["devices"]:
         asked = devices_parser().parse_args(given[1:])
         return run_command("vadrun", lambda: _devices(asked))
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(_with_gate_mode(given))
     return run_command("vadrun", lambda: _run(arguments))
 
 
@@ -114,9 +157,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from vadrun import decoders
     from vadrun.engine import Engine
     from vadrun.events import EventRule
+    from vadrun.gate import GateRule
     from vadrun.video import named_videos
 
     decoders.wanted(arguments.decoder)  # a wrong name is refused before anything is loaded
+    gate = None
+    if arguments.gate != "off":
+        given = (arguments.gate_threshold, arguments.gate_heartbeat, arguments.gate_audit)
+        gate = GateRule(*given, shadow=arguments.gate == "shadow")
     rule = EventRule(arguments.threshold, arguments.release, arguments.min_length, arguments.merge_gap)
     sources = named_videos(arguments.source)
     engine = Engine.load(
@@ -129,29 +177,47 @@ def _run(arguments: argparse.Namespace) -> int:
     with engine:
         targets = _targets(sources, arguments.out)  # makes --out, so only once the engine is known to work
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
-        return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)))
+        return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate)
 
 
 def _run_all(
-    arguments: argparse.Namespace, engine: Engine, rule: EventRule, jobs: list[tuple[Path, Path | None]]
+    arguments: argparse.Namespace,
+    engine: Engine,
+    rule: EventRule,
+    jobs: list[tuple[Path, Path | None]],
+    gate: GateRule | None,
 ) -> int:
-    from vadrun.decoders import SOFTWARE, DecoderFailed
+    from vadrun.pipeline import Pipeline
+
+    with Pipeline(engine, [source for source, _ in jobs], gate, arguments.decoder) as pipeline:
+        return _run_jobs(arguments, engine, rule, jobs, pipeline)
+
+
+def _run_jobs(
+    arguments: argparse.Namespace,
+    engine: Engine,
+    rule: EventRule,
+    jobs: list[tuple[Path, Path | None]],
+    pipeline: Pipeline,
+) -> int:
+    from vadrun.decoders import DecoderFailed
 
     code = 0
     documents: list[dict[str, Any]] = []
     failed: list[str] = []
     versions = _versions(engine)
-    for source, target in jobs:
+    for number, (source, target) in enumerate(jobs):
         progress = ProgressLine(source.name, enabled=not arguments.quiet)
         try:
             try:
-                result = _run_one(engine, source, target, rule, progress, versions, arguments.decoder)
+                result = _run_one(engine, pipeline, number, target, rule, progress, versions)
             except DecoderFailed as error:
                 if arguments.decoder != "auto":
                     raise
                 progress.clear()
                 _remark(arguments, f"{error}: beginning again")
-                result = _run_one(engine, source, target, rule, progress, versions, SOFTWARE)
+                with pipeline.again(number) as software:
+                    result = _run_one(engine, software, 0, target, rule, progress, versions)
         except UserError as error:
             progress.clear()
             # One bad file in a folder must not cost the others.
@@ -180,20 +246,19 @@ def _run_all(
 
 def _run_one(
     engine: Engine,
-    source: Path,
+    pipeline: Pipeline,
+    number: int,
     target: Path | None,
     rule: EventRule,
     progress: ProgressLine,
     versions: dict[str, str],
-    decoder: str,
 ) -> VideoResult:
-    from vadrun.pipeline import run_video
     from vadrun.sinks import ResultFolder
 
     if target is None:
-        return run_video(engine, source, rule, progress=progress.update, decoder=decoder)
+        return pipeline.score(number, rule, progress=progress.update)
     with ResultFolder(target, engine.labels) as folder:
-        result = run_video(engine, source, rule, folder, progress.update, decoder)
+        result = pipeline.score(number, rule, folder, progress.update)
         folder.result(result.to_json(engine, rule, versions))
     return result
 
@@ -203,10 +268,30 @@ def _print_result(result: VideoResult) -> None:
     snippets = f"{result.snippets} snippet{'' if result.snippets == 1 else 's'}"
     peak = "" if result.peak is None else f", peak score {result.peak:.3f}"
     print(f"{result.source}: {clock(result.seconds)} scored in {snippets}, {events}{peak}")
+    if result.gate is not None:
+        print(f"  {_gate_line(result.gate)}")
     if result.events:
         rows = [[clock(e.start), clock(e.end), e.label, f"{e.peak:.3f}"] for e in result.events]
         text = table(["start", "end", "class", "peak"], rows, right=(0, 1, 3))
         print("\n".join(f"  {line}" for line in text.splitlines()))
+
+
+def _gate_line(gate: dict[str, Any]) -> str:
+    """What the gate did, in one line."""
+    held = "would have been held" if gate["mode"] == "shadow" else "held"
+    text = f"gate: {gate['share_gated']:.0%} of the snippets {held}"
+    error, missed = gate["score_error"], gate["events_missed"]
+    if error is None or missed is None:
+        return text + ("; none of them was audited, so what that cost is not known" if gate["gated"] else "")
+    if gate["mode"] == "shadow":
+        return f"{text}; scores would differ by {error['mean']:.4f} on average, {missed['estimate']} events be missed"
+    if "bound" not in error:
+        return text
+    return (
+        f"{text}; by {gate['audited']} audits their scores are off by {error['mean']:.4f} on average (at most "
+        f"{error['bound']:.3f}), and {missed['estimate']:g} events missed (at most {missed['bound']:.1f}), with "
+        f"{error['confidence']:.0%} confidence"
+    )
 
 
 def _targets(sources: list[Path], out: Path | None) -> list[Path | None]:

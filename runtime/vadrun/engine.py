@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vadrun import backends
 from vadrun.bundle import Bundle
 from vadrun.errors import UserError
-from vadrun.scoring import Scores, score_features, scores_from_logits
+from vadrun.scoring import Scores, score_chunks, score_features, scores_from_logits
 
 
 class Engine:
@@ -126,6 +126,14 @@ class Engine:
         """
         logits, alignment = self.logits(features)
         return scores_from_logits(logits, alignment, self.bundle.model.anomaly)
+
+    def score_chunks(self, chunks: Sequence[NDArray[np.float32]]) -> list[Scores]:
+        """Scores of several videos' features [n,d] in one call, 1 <= n <= T: what :meth:`score` gives for each."""
+        model = self.bundle.model
+        pairs = score_chunks(
+            chunks, model.positions, lambda chunk, lengths: self.backend.head(chunk, lengths, self._text)
+        )
+        return [scores_from_logits(logits, alignment, model.anomaly) for logits, alignment in pairs]
 
     def logits(self, features: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What :meth:`score` turns into probabilities: logits [n] and alignment logits [n,m].

@@ -41,7 +41,7 @@ _SWS_FLAGS = int(Interpolation.BILINEAR) | 0x2000 | 0x40000
 
 _PYAV = int(av.__version__.split(".")[0])
 # From PyAV 17 on swscale may use threads of its own; an image this small gains nothing from them.
-_THREADS: dict[str, int] = {"threads": 1} if _PYAV >= 17 else {}
+SCALER_THREADS: dict[str, int] = {"threads": 1} if _PYAV >= 17 else {}
 
 _LEVELS = np.arange(256)
 _EXPAND = np.clip(np.rint((_LEVELS - 16) * (255 / 219)), 0, 255).astype(np.uint8)
@@ -166,9 +166,9 @@ class Preprocessor:
             # Up to PyAV 16 matrix and range are set only where source and destination differ in one of them.
             # RGB has no range of its own, so the other one is safe to name.
             dst_color_range=_LIMITED if source_range == _FULL else _FULL,
-            **_THREADS,
+            **SCALER_THREADS,
         )
-        image = _rows(small.planes[0])[:, : 3 * width].reshape(height, width, 3)
+        image = plane_rows(small.planes[0])[:, : 3 * width].reshape(height, width, 3)
         image = np.rot90(image, turns)
         if grey_limited:
             image = _EXPAND[image]
@@ -227,11 +227,11 @@ def _unflagged(frame: av.VideoFrame) -> av.VideoFrame:
     for source, target in zip(frame.planes, copy.planes, strict=True):
         padded = np.zeros((target.height, target.line_size), np.uint8)
         used = min(source.line_size, target.line_size)
-        padded[:, :used] = _rows(source)[:, :used]
+        padded[:, :used] = plane_rows(source)[:, :used]
         target.update(padded.tobytes())
     return copy
 
 
-def _rows(plane: Any) -> NDArray[np.uint8]:
+def plane_rows(plane: Any) -> NDArray[np.uint8]:
     """A plane's bytes [rows, bytes to a row with its padding], not copied."""
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,3 +86,19 @@ def score_features(features: Floats, positions: int, classes: int, head: Head) -
         logits[start : start + len(part)] = a.reshape(-1)[: len(part)]
         alignment[start : start + len(part)] = b.reshape(-1, classes)[: len(part)]
     return logits, alignment
+
+
+def score_chunks(chunks: Sequence[Floats], positions: int, head: Head) -> list[tuple[Floats, Floats]]:
+    """Run the head once over chunks of several videos: for features [n,d], n <= positions, logits [n], alignment [n,m].
+
+    Each pair is what :func:`score_features` gives for that chunk as a video of its own.
+    """
+    found: list[tuple[Floats, Floats]] = []
+    for start in range(0, len(chunks), CHUNKS_PER_CALL):
+        part = chunks[start : start + CHUNKS_PER_CALL]
+        padded = np.zeros((len(part), positions, part[0].shape[1]), np.float32)
+        for row, features in zip(padded, part, strict=True):
+            row[: len(features)] = features
+        logits, alignment = head(padded, np.array([len(features) for features in part], np.int64))
+        found += [(a[: len(f)], b[: len(f)]) for a, b, f in zip(logits, alignment, part, strict=True)]
+    return found

@@ -6,8 +6,10 @@ Damaged files are read as far as they go, and say so afterwards. FFmpeg's own lo
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,8 +24,10 @@ from numpy.typing import NDArray
 from vadrun import decoders
 from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError
+from vadrun.gate import Gate, GateRule, Looked, Verdict
 from vadrun.preprocessing import Preprocessing, Preprocessor, colour_of, quarter_turns
 from vadrun.sampling import Sampled, Sampler, Sampling, Timeline
+from vadrun.skipping import AHEAD, Irregular, Skipped, Skipper
 from vadrun.wholeness import what_is_missing
 
 # fmt: off
@@ -90,8 +94,10 @@ class Snippet:
     Attributes:
         index: 0 for the video's first snippet.
         start, end: seconds from the video's first frame.
-        images: RGB uint8 [k,S,S,3], k = ``Sampling.images_per_snippet``; [k,c,S,S,3] if c crops were asked for.
+        images: RGB uint8 [k,S,S,3], k = ``Sampling.images_per_snippet``; [k,c,S,S,3] if c crops were asked for; k = 0
+            if the gate holds the snippet.
         short: the whole video is shorter than one snippet.
+        verdict: the gate's; without a gate every snippet is to be encoded.
     """
 
     index: int
@@ -99,6 +105,7 @@ class Snippet:
     end: float
     images: NDArray[np.uint8]
     short: bool = False
+    verdict: Verdict = Verdict.ENCODE
 
     def without_images(self) -> Snippet:
         """The same without its images: uint8 [0,S,S,3]."""
@@ -132,23 +139,37 @@ class Video:
 
     def __init__(self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE) -> None:
         self.path = Path(path)
+        self._threads = threads
+        hardware = decoders.wanted(decoder)
+        self._open()
+        if hardware:
+            try:
+                self._take_hardware(hardware, required=decoder != "auto")
+            except BaseException:
+                self.close()
+                raise
+
+    def _open(self) -> None:
+        """Open the file for software to decode from its beginning."""
         self.decoded = 0
         self.note: str | None = None
         self._faults = _Faults()
-        hardware = decoders.wanted(decoder)
+        self._skipper: Skipper | None = None
         self._container = _open(self.path)
         try:
             self._stream = _pick_stream(self._container, self.path)
-            self._decoder: decoders.Decoder = decoders.SoftwareDecoder(self._stream, threads)
+            self._decoder: decoders.Decoder = decoders.SoftwareDecoder(self._stream, self._threads)
+            # AVI has no display times to tell the order from.
+            if self._stream.codec_context.name == "h264" and self._container.format.name != "avi":
+                self._skipper = Skipper()
             # The first frame is decoded here, so a file without any is refused before any work has begun.
-            self._frames: Iterator[av.VideoFrame] = self._decode()
-            self._first = next(self._frames, None)
+            self._frames: Iterator[av.VideoFrame | Skipped] = self._decode()
+            first = next(self._frames, None)
+            self._first = first if isinstance(first, av.VideoFrame) else None
             if self._first is None:
                 why = what_is_missing(self.path) or "it may be damaged, encrypted, or of a kind that FFmpeg lacks"
                 raise UserError(f"{self.path}: no picture in it can be decoded ({why}): copy or record it again")
             self.info = self._describe(self._first)
-            if hardware:
-                self._take_hardware(hardware, required=decoder != "auto")
         except BaseException:
             self._container.close()
             raise
@@ -190,6 +211,11 @@ class Video:
 
         A frame should be let go before many more are read: the decoder's pool is behind it.
         """
+        for frame, time, duration in self._shown():
+            assert isinstance(frame, av.VideoFrame)  # nothing is skipped but for snippets
+            yield Decoded(frame, time, duration)
+
+    def _shown(self) -> Iterator[tuple[av.VideoFrame | Skipped, float, float]]:
         timeline = Timeline()
         usual = 1 / self.info.rate
         for frame in self._all():
@@ -198,13 +224,14 @@ class Video:
             time = timeline.place(None if stamp is None else stamp - self.info.start, duration)
             self.decoded += 1
             self._faults.reached = time + duration
-            yield Decoded(frame, time, duration)
+            yield frame, time, duration
 
     def snippets(
         self,
         sampling: Sampling | None = None,
         preprocessing: Preprocessing | None = None,
         crops: Sequence[tuple[str, bool]] | None = None,
+        gate: GateRule | None = None,
     ) -> Iterator[Snippet]:
         """The video's snippets in order; only the frames that are sampled are converted.
 
@@ -212,18 +239,66 @@ class Video:
             sampling: which frames become a snippet.
             preprocessing: what is done to them.
             crops: (where, mirrored) of several crops to take instead of the one that ``preprocessing`` names.
+            gate: holds snippets in which nothing has changed; they come without images, and are not converted.
+
+        Raises:
+            UserError: a gate, and several images to a snippet.
         """
         sampling = sampling or Sampling()
-        sampler = Sampler(sampling, Preprocessor(preprocessing, crops))
-        for frame, time, duration in self.frames():
+        preprocessing = preprocessing or Preprocessing()
+        if gate is not None and sampling.images_per_snippet > 1:
+            raise UserError(
+                f"the gate judges one image of each snippet, and this bundle takes {sampling.images_per_snippet} "
+                "(--sample mean): leave out --gate, or build the bundle with --sample middle"
+            )
+        self._skip(sampling)
+        done = 0
+        try:
+            for snippet in self._cut(sampling, preprocessing, crops, gate):
+                done += 1
+                yield snippet
+        except Irregular:
+            # Once more from the beginning, with every picture decoded; what has been given is the same.
+            self._container.close()
+            known = self.info
+            self._open()
+            self.info, self._skipper = known, None
+            yield from islice(self._cut(sampling, preprocessing, crops, gate), done, None)
+
+    def _skip(self, sampling: Sampling) -> None:
+        """Leave out what the sampling passes over, but for a first snippet that may be all there is."""
+        length = sampling.frames
+        wanted = {"first": 0, "middle": length // 2}.get(sampling.pick)
+        if self._skipper is not None and sampling.by == "frames" and wanted is not None:
+            self._skipper.wanted = lambda rank: rank < length or rank % length == wanted
+
+    def _cut(
+        self,
+        sampling: Sampling,
+        preprocessing: Preprocessing,
+        crops: Sequence[tuple[str, bool]] | None,
+        gate: GateRule | None,
+    ) -> Iterator[Snippet]:
+        convert = Preprocessor(preprocessing, crops)
+        guard = None if gate is None else Gate(gate, preprocessing, convert)
+
+        def looked(frame: av.VideoFrame | Skipped) -> Looked:
+            if isinstance(frame, Skipped):
+                raise Irregular
+            return Looked(convert(frame), Verdict.ENCODE) if guard is None else guard(frame)
+
+        sampler = Sampler(sampling, looked)
+        for frame, time, duration in self._shown():
+            if guard is not None:
+                guard.now = time
             for sampled in sampler.push(frame, time, duration):
-                yield _snippet(sampled)
+                yield _snippet(sampled, preprocessing.size)
         for sampled in sampler.finish():
             if sampled.short:
                 length = f"{sampling.frames} frames" if sampling.by == "frames" else f"{sampling.seconds:g} s"
                 count = f"{self.decoded} frame{'' if self.decoded == 1 else 's'}"
                 self.note = f"with {count} it is shorter than a snippet of {length}, and taken for one"
-            yield _snippet(sampled)
+            yield _snippet(sampled, preprocessing.size)
 
     def _take_hardware(self, kinds: Sequence[Any], *, required: bool) -> None:
         """Go on with the first hardware decoder that gives the first picture as software has; the file begins anew."""
@@ -244,14 +319,16 @@ class Video:
         self.info = replace(self.info, decoder_why=why)
 
     def _restart(self, kind: Any, first: av.VideoFrame) -> None:
-        before = self._container, self._stream, self._decoder, self._frames, self._faults
+        before = self._container, self._stream, self._decoder, self._frames, self._faults, self._skipper
         try:
             self._container = _open(self.path)
             self._stream = _pick_stream(self._container, self.path)
             self._decoder = kind(self._stream, first)
             self._faults = _Faults()
+            self._skipper = None  # the hardware decodes everything
             self._frames = self._decode()
             found = next(self._frames, None)
+            assert not isinstance(found, Skipped)
             decoders.check_first(found, first)
         except BaseException:
             # Software stands where it stood: behind its first picture.
@@ -259,7 +336,7 @@ class Video:
                 self._decoder.close()
             if self._container is not before[0]:
                 self._container.close()
-            self._container, self._stream, self._decoder, self._frames, self._faults = before
+            self._container, self._stream, self._decoder, self._frames, self._faults, self._skipper = before
             raise
         before[0].close()
         self._first = found
@@ -270,8 +347,10 @@ class Video:
         if self._decoder.name != SOFTWARE:
             raise decoders.DecoderError("meets damage")
         self._faults.note(kind)
+        if self._skipper is not None:
+            self._skipper.doubt()
 
-    def _all(self) -> Iterator[av.VideoFrame]:
+    def _all(self) -> Iterator[av.VideoFrame | Skipped]:
         if self._first is None:
             raise RuntimeError(f"{self.path} has been read or closed: open it again")
         first, self._first = self._first, None
@@ -285,19 +364,28 @@ class Video:
                 "decode this file in software"
             ) from error
 
-    def _decode(self) -> Iterator[av.VideoFrame]:
+    def _decode(self) -> Iterator[av.VideoFrame | Skipped]:
         # One packet behind the reader, to know the last one. If that is incomplete it holds half a picture at most,
         # and its error would take along the good frames that the decoder's other threads still have.
-        waiting: av.Packet[VideoStream] | None = None
+        # Further behind where pictures may be skipped, to know their order.
+        behind = 1 if self._skipper is None else AHEAD
+        waiting: deque[av.Packet[VideoStream]] = deque()
         for packet in self._packets():
-            if waiting is not None:
-                yield from self._decode_packet(waiting)
-            waiting = packet
-        if waiting is not None and not waiting.is_corrupt:
-            yield from self._decode_packet(waiting)
+            if self._skipper is not None:
+                self._skipper.announce(packet)
+            waiting.append(packet)
+            if len(waiting) > behind:
+                yield from self._decode_packet(waiting.popleft())
+        while len(waiting) > 1:
+            yield from self._decode_packet(waiting.popleft())
+        last = waiting.popleft() if waiting else None
+        if last is not None and not last.is_corrupt:
+            yield from self._decode_packet(last)
         yield from self._decode_packet(None)
+        if self._skipper is not None:
+            yield from self._skipper.placed(None)
         self._faults.cut = what_is_missing(self.path)
-        if waiting is not None and waiting.is_corrupt and self._faults.cut is None:
+        if last is not None and last.is_corrupt and self._faults.cut is None:
             self._faults.cut = "it ends in the middle of a picture"
 
     def _packets(self) -> Iterator[av.Packet[VideoStream]]:
@@ -321,9 +409,12 @@ class Video:
                 if errors == _MOST_READ_ERRORS:
                     return
 
-    def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame]:
+    def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame | Skipped]:
         if packet is not None and packet.is_corrupt:
             self._fault("incomplete")
+        if packet is not None and self._skipper is not None:
+            # The decoder takes this with the packet, for whichever of its threads gets it.
+            self._stream.codec_context.skip_frame = "NONREF" if self._skipper.skips(packet) else "DEFAULT"
         try:
             frames = self._decoder.decode(packet)
         except av.FFmpegError:
@@ -332,16 +423,18 @@ class Video:
         for frame in frames:
             if frame.is_corrupt:
                 self._fault("patched")
+            if self._skipper is not None:
+                yield from self._skipper.placed(frame)
             yield frame
 
-    def _timestamp(self, frame: av.VideoFrame) -> float | None:
+    def _timestamp(self, frame: av.VideoFrame | Skipped) -> float | None:
         # AVI stores no display times, and FFmpeg's guess at them is wrong with B-frames; decoding times, which it
         # does store, come out in the order of display.
         stamp = frame.dts if self._container.format.name == "avi" or frame.pts is None else frame.pts
         base = self._stream.time_base
         return None if stamp is None or base is None else float(stamp * base)
 
-    def _duration(self, frame: av.VideoFrame) -> float | None:
+    def _duration(self, frame: av.VideoFrame | Skipped) -> float | None:
         ticks, base = getattr(frame, "duration", None), self._stream.time_base  # PyAV 15 has it
         return float(ticks * base) if ticks and ticks > 0 and base is not None else None
 
@@ -500,5 +593,7 @@ def _pick_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _snippet(sampled: Sampled[NDArray[np.uint8]]) -> Snippet:
-    return Snippet(sampled.index, sampled.start, sampled.end, np.stack(sampled.images), sampled.short)
+def _snippet(sampled: Sampled[Looked], size: int) -> Snippet:
+    images = [looked.image for looked in sampled.images if looked.image is not None]
+    stacked = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
+    return Snippet(sampled.index, sampled.start, sampled.end, stacked, sampled.short, sampled.images[0].verdict)

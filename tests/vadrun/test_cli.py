@@ -77,6 +77,28 @@ def test_quiet_says_nothing_on_stderr(engine: str, clip: Path, capsys: Printed) 
     assert "onnxruntime:cpu fp32" in capsys.readouterr().err  # what was taken, and why
 
 
+@pytest.mark.parametrize(
+    ("words", "mode"), [(["--gate"], "on"), (["--gate", "on"], "on"), (["--gate", "shadow"], "shadow")]
+)
+def test_the_gate_is_said_and_stored(
+    engine: str, clip: Path, tmp_path: Path, capsys: Printed, words: list[str], mode: str
+) -> None:
+    """Wherever the option stands, a video after it is a video."""
+    common = ["--engine", engine, "--backend", "onnxruntime:cpu", "--out", str(tmp_path), "--gate-audit", "0.5"]
+    assert main([*words, str(clip), *common]) == 0
+    assert "gate: " in capsys.readouterr().out
+    gate = json.loads((tmp_path / "door" / "result.json").read_text())["gate"]
+    assert gate["mode"] == mode and gate["snippets"] == 6 and gate["rule"]["audit"] == 0.5
+    assert main([str(clip), *common, *words]) == 0
+
+
+def test_without_the_gate_nothing_is_said_of_it(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    assert run(engine, clip, "--out", tmp_path, "--gate", "off") == 0
+    assert "gate: " not in capsys.readouterr().out
+    assert json.loads((tmp_path / "door" / "result.json").read_text())["gate"] is None
+    assert "the gate's audit is 0" in refused(capsys, run(engine, clip, "--gate", "--gate-audit", 0))
+
+
 def test_folders_and_equal_names(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
     for name in ("a/door.mp4", "b/door.mp4", "b/door.mkv", "b/yard.mp4"):
         path = tmp_path / name

@@ -13,7 +13,8 @@ from tests import clips
 from vadrun import Engine, EventRule, UserError, Video, run_video
 from vadrun.engine import Engine as EngineClass
 from vadrun.events import Event, find_events
-from vadrun.pipeline import _Reader
+from vadrun.gate import GateRule
+from vadrun.pipeline import Pipeline, _Reader
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet
 
@@ -135,7 +136,7 @@ def test_an_error_in_the_sink_ends_the_reader(engine: Engine, clip: Path) -> Non
 
 
 def test_an_error_in_the_reader_comes_out(engine: Engine, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def snippets(self: Video, *rest: object) -> Iterator[Snippet]:
+    def snippets(self: Video, *rest: object, **more: object) -> Iterator[Snippet]:
         yield Snippet(0, 0.0, 0.64, np.zeros((1, 64, 64, 3), np.uint8))
         raise UserError("the disk is gone")
 
@@ -144,18 +145,124 @@ def test_an_error_in_the_reader_comes_out(engine: Engine, clip: Path, monkeypatc
         run_video(engine, clip, EventRule())
 
 
-def test_the_reader_stays_a_bounded_distance_ahead() -> None:
+def test_the_reader_stays_a_bounded_distance_ahead(clip: Path) -> None:
     made = 0
 
-    def snippets() -> Iterator[Snippet]:
+    def snippets(video: Video) -> Iterator[Snippet]:
         nonlocal made
         for index in range(1000):
             made += 1
             yield Snippet(index, 0.0, 1.0, np.zeros((1, 2, 2, 3), np.uint8))
 
-    with _Reader(snippets(), depth=4) as reader:
-        batches = reader.batches(2)
-        first = next(batches)
-        threading.Event().wait(0.3)  # all the time it wants
-        assert made <= 4 + len(first) + 1
+    reader = _Reader([clip], snippets, depth=4)
+    reader.start()
+    taken = [reader.get(None) for _ in range(3)]  # that the video begins, and two snippets
+    threading.Event().wait(0.3)  # all the time it wants
+    assert [type(item).__name__ for item in taken] == ["_Opened", "Snippet", "Snippet"]
+    assert made <= 2 + 4 + 1
+    reader.stop()
     assert made < 1000
+
+
+def test_batches_hold_snippets_of_several_videos(
+    engine: Engine, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eleven snippets, a bad file, one snippet and eleven more: batches of three are full but for the last."""
+    short = clips.write_clip(tmp_path / "short.mp4", 20)
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("I am text")
+    alone = [Rows(), Rows()]
+    run_video(engine, clip, EventRule(), alone[0])
+    run_video(engine, short, EventRule(), alone[1])
+    seen: list[int] = []
+    encode_each = EngineClass.encode_each
+
+    def watch(self: Engine, arrays: Iterator[Any]) -> Iterator[Any]:
+        for features in encode_each(self, arrays):
+            seen.append(len(features))
+            yield features
+
+    monkeypatch.setattr(EngineClass, "encode_each", watch)
+    rows = [Rows() for _ in range(4)]
+    with Pipeline(engine, [clip, bad, short, clip]) as pipeline:
+        first = pipeline.score(0, EventRule(), rows[0])
+        with pytest.raises(UserError, match=r"bad\.mp4 cannot be opened"):
+            pipeline.score(1, EventRule(), rows[1])
+        pipeline.score(2, EventRule(), rows[2])
+        pipeline.score(3, EventRule(), rows[3])
+    assert seen == [3, 3, 3, 3, 3, 3, 3, 2]
+    assert first.snippets == 11
+    for got, expected in zip(rows, (alone[0], Rows(), alone[1], alone[0]), strict=True):
+        assert [row[:3] for row in got.snippets] == [row[:3] for row in expected.snippets]
+        np.testing.assert_allclose([r[3] for r in got.snippets], [r[3] for r in expected.snippets], atol=1e-5)
+
+
+def test_a_video_may_be_passed_over(engine: Engine, clip: Path, tmp_path: Path) -> None:
+    short = clips.write_clip(tmp_path / "short.mp4", 20)
+    with Pipeline(engine, [clip, short]) as pipeline:
+        assert pipeline.score(1, EventRule()).snippets == 1
+
+
+def still(number: int, width: int, height: int) -> np.ndarray:
+    """The same picture until frame 96, another from there on."""
+    return clips.numbered(5 if number < 96 else 2999, width, height)
+
+
+def test_the_gate_holds_what_stands_still(engine: Engine, tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "still.mp4", 16 * 12, draw=still)
+    plain, gated, shadow = Rows(), Rows(), Rows()
+    run_video(engine, path, EventRule(), plain)
+    rule = GateRule(heartbeat=60, audit=1e-9)
+    result = run_video(engine, path, EventRule(), gated, gate=rule)
+    assert result.gate is not None
+    assert (result.gate["snippets"], result.gate["encoded"], result.gate["gated"]) == (12, 2, 10)
+    assert result.gate["events_missed"] is None  # nothing was audited, and that is said
+    assert [row[:3] for row in gated.snippets] == [row[:3] for row in plain.snippets]
+    apart = np.abs(np.array([row[3] for row in gated.snippets]) - [row[3] for row in plain.snippets])
+    assert apart.max() < 0.02
+    result = run_video(engine, path, EventRule(), shadow, gate=replace(rule, shadow=True))
+    assert result.gate is not None and (result.gate["encoded"], result.gate["gated"]) == (2, 10)
+    # In the shadow everything is scored as without the gate, and what the gate would have done is known exactly.
+    np.testing.assert_allclose([r[3] for r in shadow.snippets], [r[3] for r in plain.snippets], atol=1e-6)
+    assert result.gate["score_error"]["mean"] == pytest.approx(apart.mean(), abs=2e-6)
+    assert result.gate["score_error"]["largest"] == pytest.approx(apart.max(), abs=2e-6)
+
+
+def test_audits_are_encoded_and_compared(engine: Engine, tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "still.mp4", 16 * 12, draw=still)
+    plain, gated = Rows(), Rows()
+    run_video(engine, path, EventRule(), plain)
+    result = run_video(engine, path, EventRule(), gated, gate=GateRule(heartbeat=60, audit=1.0))
+    assert result.gate is not None
+    assert (result.gate["gated"], result.gate["audited"], result.gate["encoded"]) == (10, 10, 12)
+    # Every snippet has its own feature, so scores are those without the gate.
+    np.testing.assert_allclose([r[3] for r in gated.snippets], [r[3] for r in plain.snippets], atol=1e-6)
+    assert 0 < result.gate["score_error"]["mean"] <= result.gate["score_error"]["bound"] < 1
+    assert result.gate["events_missed"]["estimate"] == 0
+
+
+def test_events_that_the_gate_would_miss_are_counted(engine: Engine, tmp_path: Path) -> None:
+    """A threshold of 1 keeps the gate shut, so nothing of the second half is seen."""
+    path = clips.write_clip(tmp_path / "still.mp4", 16 * 12, draw=still)
+    plain = Rows()
+    run_video(engine, path, EventRule(), plain)
+    scores = np.array([row[3] for row in plain.snippets])
+    shut = GateRule(threshold=1.0, heartbeat=60, audit=1e-9, shadow=True)
+    result = run_video(engine, path, EventRule(), gate=shut)
+    assert result.gate is not None and result.gate["score_error"]["largest"] > 0
+    # Put the event's threshold between what is and what the gate would have made of it.
+    held = Rows()
+    run_video(engine, path, EventRule(), held, gate=replace(shut, shadow=False))
+    between = float((scores.max() + max(row[3] for row in held.snippets)) / 2)
+    if scores.max() <= between:
+        pytest.skip("this model scores the second half lower")
+    rule = EventRule(threshold=between, release=between, min_length=0)
+    result = run_video(engine, path, rule, gate=shut)
+    assert result.events and result.gate is not None
+    assert result.gate["events_missed"] == {"estimate": len(result.events), "exact": True}
+
+
+def test_the_gate_wants_one_image_a_snippet(engine: Engine, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "bundle", replace(engine.bundle, sampling=Sampling(pick="mean")))
+    with pytest.raises(UserError, match="leave out --gate"):
+        run_video(engine, clip, EventRule(), gate=GateRule())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes
+from vadrun.cache import model_cache
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class OpenvinoBackend(Backend):
         if options.precision == "fp16" or (options.precision == "bf16" and not capable):
             raise BackendError(f"does not compute in {options.precision} on this CPU")
         self.precision = "bf16" if capable and options.precision in ("auto", "bf16") else "fp32"
+        kept = model_cache(bundle.sha256)
         held = bundle.encoder_precisions
         self.encoder_file = bundle.file("encoder", "fp32" if "fp32" in held else "fp16").name
 
@@ -63,6 +65,8 @@ class OpenvinoBackend(Backend):
             }
             if options.threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = options.threads
+            if kept is not None:
+                settings["CACHE_DIR"] = str(kept)
             try:
                 return core.compile_model(str(path), "CPU", settings)
             except RuntimeError as error:

@@ -1,0 +1,127 @@
+"""What the gate costs: score errors and missed events, estimated from audits.
+
+Every held snippet has the same chance to be audited: encoded after all, and scored with its own feature as well as
+with the held one. The held snippets that were audited are therefore a random sample of all of them, and bounds on a
+mean follow without assumptions on how errors are distributed. The neighbours' features are those of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadrun.events import Event
+from vadrun.gate import GateRule, Verdict
+
+CONFIDENCE = 0.95
+
+
+class GateAudit:
+    """Counts verdicts and compares scores over one video.
+
+    Args:
+        rule: the gate's.
+        threshold: anomaly score that makes an event.
+    """
+
+    def __init__(self, rule: GateRule, threshold: float) -> None:
+        self._rule = rule
+        self._threshold = threshold
+        self._counts = dict.fromkeys(Verdict, 0)
+        self._errors: list[float] = []  # of the audited snippets; in the shadow, of all
+        self._missed = 0  # audited snippets that only their own feature takes over the threshold
+        self._shadow_events: list[Event] = []
+
+    def push(self, verdict: Verdict, own: float, held: float) -> None:
+        """A snippet's verdict, and its score with its own feature and with the one that the gate held for it."""
+        self._counts[verdict] += 1
+        if self._rule.shadow or verdict is Verdict.AUDIT:
+            self._errors.append(abs(own - held))
+            self._missed += own >= self._threshold > held
+
+    def shadow_events(self, events: list[Event]) -> None:
+        """Events that a gated run would have found (in the shadow only)."""
+        self._shadow_events += events
+
+    def to_json(self, events: list[Event]) -> dict[str, Any]:
+        """What ``result.json`` says of the gate.
+
+        Args:
+            events: those of the run.
+
+        Returns:
+            Its rule, counts, and under ``score_error`` and ``events_missed`` what holding changed. In the shadow both
+            are exact. Else ``score_error`` is the mean over the audited snippets, with an upper bound on the mean over
+            all gated ones; ``events_missed`` is an estimate with an upper bound: an event that is missed as a whole
+            has a gated snippet that only its own feature takes over the threshold, so there are at most as many
+            missed events as such snippets. None where nothing was audited.
+        """
+        audited, held = self._counts[Verdict.AUDIT], self._counts[Verdict.HOLD]
+        gated = audited + held
+        total = gated + self._counts[Verdict.ENCODE]
+        errors = np.array(self._errors)
+        found: dict[str, Any] = {
+            "mode": "shadow" if self._rule.shadow else "on",
+            "rule": {key: value for key, value in self._rule.to_json().items() if key != "shadow"},
+            "snippets": total,
+            "gated": gated,
+            "share_gated": round(gated / total, 4) if total else 0.0,
+            "encoded": total - held,
+            "audited": audited,
+            "score_error": None,
+            "events_missed": None,
+        }
+        if len(errors):
+            found["score_error"] = {"mean": round(float(errors.mean()), 6), "largest": round(float(errors.max()), 6)}
+        if self._rule.shadow:
+            found["events_missed"] = {"estimate": len(missed(events, self._shadow_events)), "exact": True}
+        elif gated == 0:
+            found["events_missed"] = {"estimate": 0, "exact": True}
+        elif len(errors):
+            found["score_error"] |= {"bound": round(upper_mean(errors), 6), "confidence": CONFIDENCE}
+            hits = np.zeros(len(errors))
+            hits[: self._missed] = 1.0
+            found["events_missed"] = {
+                "estimate": round(held * self._missed / len(errors), 2),
+                "bound": round(held * upper_mean(hits), 2),
+                "confidence": CONFIDENCE,
+            }
+        return found
+
+
+def missed(events: list[Event], others: list[Event]) -> list[Event]:
+    """Events that none of ``others`` overlaps."""
+    return [e for e in events if not any(e.start < o.end and o.start < e.end for o in others)]
+
+
+def upper_mean(values: NDArray[np.floating], confidence: float = CONFIDENCE) -> float:
+    """An upper confidence bound on the mean of a population in [0, 1], from a random sample [n] of it.
+
+    By betting (Waudby-Smith and Ramdas 2024): if the mean were m, a player who stakes on the sample's being smaller
+    would multiply the money by prod(1 + s (m - x_i)), 0 <= s <= 1 / (1 - m), which stays 1 on average; means at which
+    that has become 1 / (1 - confidence) are ruled out. The stakes are a fixed mixture. Without any error this is
+    1 - (1 - confidence)^(1/n), about 3 / n, but for the mixture's price; no sample gives 1.
+    """
+    sample = np.clip(np.asarray(values, np.float64), 0.0, 1.0)
+    if not len(sample):
+        return 1.0
+    goal = math.log(1.0 / (1.0 - confidence))
+    shares = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 1.0])[:, None]
+
+    def money(mean: float) -> float:
+        stakes = shares / (1.0 - mean)
+        with np.errstate(divide="ignore"):  # a stake of everything may lose everything
+            logs = np.log(np.maximum(1.0 + stakes * (mean - sample), 0.0)).sum(axis=1)
+        top = float(logs.max())
+        return -math.inf if top == -math.inf else top + math.log(float(np.exp(logs - top).mean()))
+
+    low, high = float(sample.mean()), 1.0 - 1e-9
+    if money(high) < goal:
+        return 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if money(middle) >= goal else (middle, high)
+    return high

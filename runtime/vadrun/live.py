@@ -1,0 +1,275 @@
+"""Several cameras on one engine, in real time.
+
+Each camera is decoded in a thread of its own and shares the encoder's batches with the others; an image waits
+:data:`WAIT` seconds at most for a batch to fill. Every :data:`EVERY` seconds the head scores, in one call, the present
+chunk of all cameras that have something new. Such a score is provisional: it is what :func:`vadrun.run_video` would
+give if the video ended there. When a camera's chunk of T snippets is full it is scored for good, by the same code and
+with the same numbers as a file.
+
+Cameras are video files that are played at their own speed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from vadrun.engine import Engine
+from vadrun.errors import UserError
+from vadrun.events import Event, EventRule
+from vadrun.gate import GateRule
+from vadrun.pipeline import Holding, Scorer, VideoResult, features_of, images_of
+from vadrun.scoring import Scores
+from vadrun.skipping import Skipped
+from vadrun.video import Snippet, Video
+
+WAIT = 0.25  # seconds
+EVERY = 0.5  # seconds
+
+
+class LiveSink(Protocol):
+    """Where live scores and events go, with the number of the camera."""
+
+    def provisional(
+        self, camera: int, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]
+    ) -> None:
+        """A snippet's first score."""
+
+    def final(self, camera: int, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
+        """A snippet's score for good."""
+
+    def event(self, camera: int, event: Event) -> None:
+        """An event, by final scores."""
+
+
+@dataclass
+class Camera:
+    """What is known of a camera after the run.
+
+    Attributes:
+        result: as of a file, by final scores; None if it could not be opened.
+        delays: seconds from a snippet's end to its first score, for each snippet.
+        failure: why it cannot be watched any more, or None.
+    """
+
+    source: Path
+    result: VideoResult | None = None
+    delays: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    def delay(self, share: float = 0.95) -> float | None:
+        """The delay that this share of the snippets stays within; None without any."""
+        return float(np.quantile(self.delays, share)) if self.delays else None
+
+
+def run_live(
+    engine: Engine,
+    sources: Sequence[str | Path],
+    rule: EventRule,
+    sink: LiveSink | None = None,
+    gate: GateRule | None = None,
+    stop: threading.Event | None = None,
+) -> list[Camera]:
+    """Watch cameras until all have ended.
+
+    A camera that the machine is too slow for falls behind, and its delays say so.
+
+    Args:
+        engine: the loaded bundle.
+        sources: video files, each played at its own speed from now on.
+        rule: what makes scores an event.
+        sink: takes every snippet's first score.
+        gate: encodes only where something happens.
+        stop: ends the run when it is set.
+    """
+    return _Live(engine, [Path(source) for source in sources], rule, sink, gate, stop or threading.Event()).run()
+
+
+class _End(NamedTuple):
+    """A camera has ended, with the reader's remarks or because of an error."""
+
+    damage: str | None = None
+    note: str | None = None
+    error: BaseException | None = None
+
+
+class _Message(NamedTuple):
+    """What a camera's thread sends: its video once it is open, snippets, its end."""
+
+    camera: int
+    content: _Paced | Snippet | _End
+
+
+class _Paced(Video):
+    """A video file that is played at its own speed."""
+
+    def __init__(self, path: Path, stop: threading.Event) -> None:
+        super().__init__(path, threads=1)  # many cameras share the cores already
+        self._stop = stop
+        self.began = time.monotonic()
+
+    def _shown(self) -> Iterator[tuple[av.VideoFrame | Skipped, float, float]]:
+        for frame, at, duration in super()._shown():
+            if self._stop.wait(max(self.began + at - time.monotonic(), 0.0)):
+                return
+            yield frame, at, duration
+
+
+class _Watched:
+    """A camera that is open; takes its final scores as a :class:`vadrun.pipeline.Sink`."""
+
+    def __init__(self, live: _Live, number: int, video: _Paced) -> None:
+        self._camera, self._number, self._sink = live.cameras[number], number, live.sink
+        self._began = video.began
+        self.result = self._camera.result = VideoResult(self._camera.source, video.info)
+        self.scorer = Scorer(live.engine, live.rule, self, self.result, live.gate)
+        self.holding = Holding(shadow=live.gate is not None and live.gate.shadow)
+        self.scored = 0  # snippets that have a score
+
+    @property
+    def has_news(self) -> bool:
+        return self.result.snippets > self.scored and len(self.scorer.chunk) > 0
+
+    def first_scores(self, scores: Scores) -> None:
+        """Scores of the present chunk."""
+        for row, (snippet, _, _) in enumerate(self.scorer.chunk):
+            if snippet.index >= self.scored:
+                anomaly, classes = float(scores.anomaly[row]), scores.alignment[row]
+                self._first(snippet.index, snippet.start, snippet.end, anomaly, classes)
+
+    def snippet(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
+        if index >= self.scored:
+            self._first(index, start, end, anomaly, classes)
+        if self._sink is not None:
+            self._sink.final(self._number, index, start, end, anomaly, classes)
+
+    def event(self, event: Event) -> None:
+        if self._sink is not None:
+            self._sink.event(self._number, event)
+
+    def _first(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
+        self.scored = index + 1
+        self._camera.delays.append(time.monotonic() - self._began - end)
+        if self._sink is not None:
+            self._sink.provisional(self._number, index, start, end, anomaly, classes)
+
+
+class _Live:
+    def __init__(
+        self,
+        engine: Engine,
+        sources: list[Path],
+        rule: EventRule,
+        sink: LiveSink | None,
+        gate: GateRule | None,
+        stop: threading.Event,
+    ) -> None:
+        self.engine, self.rule, self.gate = engine, rule, gate
+        self.sink, self._stop = sink, stop
+        self.cameras = [Camera(source) for source in sources]
+        self._watched: dict[int, _Watched] = {}
+        # Snippets of a few seconds; where it is full the cameras' threads wait.
+        self._queue: queue.Queue[_Message] = queue.Queue(maxsize=4 * len(sources) + 2 * engine.batch)
+        self._left = len(sources)  # cameras that have not ended
+
+    def run(self) -> list[Camera]:
+        threads = [
+            threading.Thread(target=self._watch, args=(number,), name=f"vadrun-camera-{number}", daemon=True)
+            for number in range(len(self.cameras))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._loop()
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+        return self.cameras
+
+    def _loop(self) -> None:
+        waiting: list[_Message] = []
+        images = 0
+        since = due = time.monotonic()
+        while self._left > 0 and not self._stop.is_set():
+            now = time.monotonic()
+            until = min(due, since + WAIT) if images else due
+            try:
+                message = self._queue.get(timeout=min(max(until - now, 0.001), 0.2))
+            except queue.Empty:
+                pass
+            else:
+                waiting.append(message)
+                if isinstance(message.content, Snippet) and len(message.content.images):
+                    since = since if images else time.monotonic()
+                    images += 1
+            now = time.monotonic()
+            if images == 0 or images >= self.engine.batch or now >= since + WAIT:
+                self._take(waiting)
+                waiting, images = [], 0
+            if now >= due:
+                self._score()
+                due = max(due + EVERY, time.monotonic())
+        self._take(waiting)
+        self._score()
+        for watched in self._watched.values():
+            watched.scorer.finish()
+
+    def _take(self, messages: list[_Message]) -> None:
+        """Encode the snippets and hand everything to its camera, in order."""
+        snippets = [content for _, content in messages if isinstance(content, Snippet)]
+        features = iter(features_of(self.engine.encode(images_of(self.engine, snippets)), snippets))
+        for number, content in messages:
+            if isinstance(content, Snippet):
+                watched = self._watched[number]
+                watched.scorer.push(watched.holding.take(content, next(features) if len(content.images) else None))
+            elif isinstance(content, _Paced):
+                self._watched[number] = _Watched(self, number, content)
+            else:
+                self._end(number, content)
+
+    def _end(self, number: int, end: _End) -> None:
+        self._left -= 1
+        if end.error is not None and not isinstance(end.error, UserError):
+            raise end.error
+        self.cameras[number].failure = None if end.error is None else str(end.error)
+        if number in self._watched:
+            self._watched[number].result.damage = end.damage
+            self._watched[number].result.note = end.note
+
+    def _score(self) -> None:
+        """First scores for everything that has none."""
+        watched = [watched for watched in self._watched.values() if watched.has_news]
+        chunks = [np.stack([encoded.feature for encoded in w.scorer.chunk]) for w in watched]
+        for one, scores in zip(watched, self.engine.score_chunks(chunks), strict=True):
+            one.first_scores(scores)
+
+    def _watch(self, number: int) -> None:
+        """A camera's thread."""
+        bundle = self.engine.bundle
+        try:
+            video = _Paced(self.cameras[number].source, self._stop)
+            with video:
+                self._put(_Message(number, video))
+                for snippet in video.snippets(bundle.sampling, bundle.preprocessing, gate=self.gate):
+                    self._put(_Message(number, snippet))
+                self._put(_Message(number, _End(video.damage, video.note)))
+        except BaseException as error:
+            self._put(_Message(number, _End(error=error)))
+
+    def _put(self, message: _Message) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(message, timeout=0.1)
+                return
+            except queue.Full:
+                continue
