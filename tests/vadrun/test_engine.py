@@ -158,6 +158,22 @@ def test_a_graph_that_is_none_is_one_sentence(bundle_copy: Path, backend: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_auto_goes_on_where_a_library_cannot_load_the_graphs(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    def broken(self: object, *arguments: object) -> None:
+        raise RuntimeError("Check failed\nno kernel for this processor")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", broken)
+    with Engine.load(bundles["ucf"]) as engine:
+        assert engine.backend.name == "onnxruntime"
+        assert "openvino:cpu cannot load" in engine.why and "no kernel for this processor" in engine.why
+    with pytest.raises(UserError, match="openvino:cpu cannot load"):
+        Engine.load(bundles["ucf"], "openvino")
+
+
 def test_the_head_of_another_model_is_refused(bundle_copy: Path) -> None:
     # xd has 7 classes, but the class count is dynamic; its width is the same, so only the hash tells.
     shutil.copy(bundle_copy / "encoder.fp32.onnx", bundle_copy / "head.onnx")

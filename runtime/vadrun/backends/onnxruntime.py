@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes
-from vadrun.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +72,7 @@ class OnnxruntimeBackend(Backend):
             try:
                 made = onnxruntime.InferenceSession(str(path), settings, providers=[_PROVIDERS[device]])
             except Exception as error:  # onnxruntime's own exceptions share no base class
-                raise UserError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+                raise BackendError(f"cannot load {path}: {_first_line(error)}") from error
             # A provider that cannot start is replaced by the CPU without an exception.
             if _PROVIDERS[device] not in made.get_providers():
                 raise BackendError(f"did not start its {_PROVIDERS[device]}")

@@ -11,7 +11,6 @@ import numpy as np
 
 from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes
 from vadrun.cache import model_cache
-from vadrun.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +69,7 @@ class OpenvinoBackend(Backend):
             try:
                 return core.compile_model(str(path), "CPU", settings)
             except RuntimeError as error:
-                raise UserError(f"OpenVINO cannot load {path}: {str(error).strip().splitlines()[-1]}") from error
+                raise BackendError(f"cannot load {path}: {str(error).strip().splitlines()[-1]}") from error
 
         encoder = compiled(self.encoder_file, self.precision)
         # The head stays in float32: the threshold in H_sim turns rounding into jumps.
