@@ -102,6 +102,11 @@ def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Com
     bundle = Bundle.open(options.bundle)
     targets = options.builder.targets
     library, trt = _library(targets)
+    if library == "tensorrt_rtx" and (options.builder.hardware_compatible or options.builder.version_compatible):
+        raise UserError(
+            "TensorRT-RTX's engines fit only the release that built them: leave --hardware-compatible and "
+            "--version-compatible out, and name GPUs with --for"
+        )
     gpu = None if targets else _gpu()
     capabilities = list(targets) or [gpu.capability for gpu in (gpu,) if gpu is not None]
     folder = bundle.root / ENGINES / device_name(gpu, capabilities[0], library, trt.__version__)

@@ -158,6 +158,7 @@ def test_bad_input(bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (("--for", "87"), "--for is '87': give compute capabilities such as 8.6,8.9"),
         (("--for", "8.7"), "builds for no GPU of compute capability 8.7: take one of"),
         (("--memory", "0"), "--memory is 0"),
+        (("--for", "8.6", "--version-compatible"), "fit only the release that built them"),
     ):
         assert said in fails(capsys, "compile", bundle_copy, *arguments)
     assert "does not exist" in fails(capsys, "compile", tmp_path / "none", "--for", "8.6")
