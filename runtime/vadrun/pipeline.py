@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vadrun.calibration import Calibration
 from vadrun.engine import Engine
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.video import Snippet, Video, VideoInfo
@@ -56,7 +57,7 @@ class VideoResult:
     note: str | None = None  # what the user should know of a sound file
     timings: Timings = field(default_factory=Timings)
 
-    def to_json(self, engine: Engine, rule: EventRule, versions: dict[str, str]) -> dict[str, Any]:
+    def to_json(self, engine: Engine, rule: EventRule | Calibration, versions: dict[str, str]) -> dict[str, Any]:
         """The content of ``result.json``."""
         bundle = engine.bundle
         backend = engine.backend
@@ -94,7 +95,7 @@ Progress = Callable[[float, float | None], None]
 def run_video(
     engine: Engine,
     source: str | Path,
-    rule: EventRule,
+    rule: EventRule | Calibration,
     sink: Sink | None = None,
     progress: Progress | None = None,
 ) -> VideoResult:
@@ -103,19 +104,22 @@ def run_video(
     Args:
         engine: the loaded bundle.
         source: the video file.
-        rule: what makes scores an event.
+        rule: what makes scores an event: one rule for the anomaly score, or a calibration with one for each class.
         sink: takes every snippet and event in order, as soon as their chunk is scored.
         progress: called after every batch.
 
     Raises:
-        UserError: the file is no video that can be read. Damage further on is not an error: the scores up to
-            there are given, and :attr:`VideoResult.damage` says what happened.
+        UserError: the file is no video that can be read, or the calibration is not the bundle's. Damage further on is
+            not an error: the scores up to there are given, and :attr:`VideoResult.damage` says what happened.
     """
     began = time.perf_counter()
     bundle = engine.bundle
+    calibration = rule if isinstance(rule, Calibration) else None
+    if calibration is not None:
+        calibration.check(bundle)
     with Video(source) as video:
         result = VideoResult(Path(source), video.info)
-        detector = EventDetector(rule, engine.labels)
+        detector = rule.detector() if isinstance(rule, Calibration) else EventDetector(rule, engine.labels)
         reader = _Reader(video.snippets(bundle.sampling, bundle.preprocessing), depth=2 * engine.batch)
         chunk: list[tuple[Snippet, NDArray[np.float32]]] = []
 
@@ -129,11 +133,15 @@ def run_video(
             started = time.perf_counter()
             scores = engine.score(np.stack([feature for _, feature in chunk]))
             result.timings.score += time.perf_counter() - started
-            for (snippet, _), anomaly, classes in zip(chunk, scores.anomaly, scores.alignment, strict=True):
+            shown = scores.alignment
+            if calibration is not None:
+                shown = calibration.class_probabilities(scores.anomaly, shown)
+            rows = zip(chunk, scores.anomaly, scores.alignment, shown, strict=True)
+            for (snippet, _), anomaly, classes, probabilities in rows:
                 value = float(anomaly)
                 result.peak = value if result.peak is None else max(result.peak, value)
                 if sink is not None:
-                    sink.snippet(snippet.index, snippet.start, snippet.end, value, classes)
+                    sink.snippet(snippet.index, snippet.start, snippet.end, value, probabilities)
                 emit(detector.push(snippet.index, snippet.start, snippet.end, value, classes))
             chunk.clear()
 
