@@ -175,12 +175,13 @@ def check_engine(engine: Engine, probe: Probe) -> list[Check]:
     encoder = _check("encoder", label, shown, limits, cosine=cosine)
 
     reference = scores_from_logits(probe.track_logits, probe.track_alignment, branch)
-    measured = _score(engine, probe.track)
-    head = _check("head", label, "fp32", LIMITS["fp32"], scores=(measured, reference), labels=engine.labels)
+    measured = _score(engine, probe.track, probe.text)
+    labels = [str(number) for number in range(len(probe.text))]  # names do not matter here
+    head = _check("head", label, "fp32", LIMITS["fp32"], scores=(measured, reference), labels=labels)
 
     reference = scores_from_logits(probe.logits, probe.alignment, branch)
-    measured = _score(engine, features)
-    chain = _check("chain", label, shown, limits, cosine=cosine, scores=(measured, reference), labels=engine.labels)
+    measured = _score(engine, features, probe.text)
+    chain = _check("chain", label, shown, limits, cosine=cosine, scores=(measured, reference), labels=labels)
     return [encoder, head, chain]
 
 
@@ -212,9 +213,11 @@ def machine() -> dict[str, str]:
     return {"system": platform.system(), "architecture": platform.machine(), "cpu": cpu}
 
 
-def _score(engine: Engine, features: NDArray[np.float32]) -> Scores | None:
+def _score(engine: Engine, features: NDArray[np.float32], text: NDArray[np.float32]) -> Scores | None:
     # A broken encoder can give NaN; that is a failed check, not an error of the user's.
-    return engine.score(features) if np.isfinite(features).all() else None
+    if not np.isfinite(features).all():
+        return None
+    return scores_from_logits(*engine.logits(features, text), engine.bundle.model.anomaly)
 
 
 def _check(

@@ -92,6 +92,26 @@ def parser() -> argparse.ArgumentParser:
     k.add_argument("--low-memory", action="store_true", help="256 MiB of scratch and a quicker search: for 8 GB boxes")
     k.add_argument("--keep-failed", action="store_true", help="keep an engine that is wrong, to look at")
 
+    t = commands.add_parser(
+        "relabel",
+        help="other classes for a bundle, no engine touched",
+        description="Give a bundle other classes: added, renamed, dropped, or with prompts of your own. Graphs and "
+        "engines stay as they are.",
+    )
+    t.add_argument("bundle", type=Path, metavar="DIR")
+    t.add_argument(
+        "--labels",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the new classes, one a line, the normal class first: label, or label: words of its prompt",
+    )
+    source = t.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="what the bundle was built from")
+    source.add_argument(
+        "--text", type=Path, metavar="FILE", help="embeddings of these labels as .npy, made elsewhere; needs no PyTorch"
+    )
+
     i = commands.add_parser("inspect", help="print what a bundle holds", description="Print what a bundle holds.")
     i.add_argument("bundle", type=Path, metavar="DIR")
     i.add_argument("--json", action="store_true", help="for machines")
@@ -109,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"build": _build, "compile": _compile, "inspect": _inspect, "verify": _verify}
+    commands = {"build": _build, "compile": _compile, "relabel": _relabel, "inspect": _inspect, "verify": _verify}
     return run_command("vadexport", lambda: commands[arguments.command](arguments))
 
 
@@ -222,6 +242,15 @@ def _capabilities(text: str) -> tuple[tuple[int, int], ...]:
             raise UserError(f"--for is {text!r}: give compute capabilities such as 8.6,8.9")
         found.append((int(major), int(minor)))
     return tuple(found)
+
+
+def _relabel(arguments: argparse.Namespace) -> int:
+    from vadexport.relabel import read_classes, relabel
+
+    classes = read_classes(arguments.labels)
+    done = relabel(arguments.bundle, classes, checkpoint=arguments.checkpoint, text=arguments.text, say=_Steps())
+    print(done.report(arguments.bundle))
+    return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -48,6 +48,10 @@ def report(description: dict[str, Any]) -> str:
             ", ".join(f"{key} {_plain(value)}" for key, value in sampling.items() if value is not None),
         ),
     ]
+    prompts = manifest.get("relabelled", {}).get("prompts", {})
+    own = [f"{label} by {words!r}" for label, words in prompts.items() if words != label]
+    if own:
+        facts.insert(5, ("prompts", ", ".join(own)))
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {value}" for name, value in facts]
 

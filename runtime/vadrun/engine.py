@@ -98,8 +98,12 @@ class Engine:
         logits, alignment = self.logits(features)
         return scores_from_logits(logits, alignment, self.bundle.model.anomaly)
 
-    def logits(self, features: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def logits(
+        self, features: NDArray[np.floating], text: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What :meth:`score` turns into probabilities: logits [n] and alignment logits [n,m].
+
+        With ``text`` [m,d] they are of those classes, not of the bundle's.
 
         Raises:
             UserError: as :meth:`score`.
@@ -114,11 +118,12 @@ class Engine:
                 f"the feature of snippet {int(bad.argmax())} is not finite ({int(bad.sum())} of {len(bad)} are "
                 "not): extract it again"
             )
+        classes = self._text if text is None else text
         return score_features(
             features,
             model.positions,
-            len(model.labels),
-            lambda chunk, lengths: self.backend.head(chunk, lengths, self._text),
+            len(classes),
+            lambda chunk, lengths: self.backend.head(chunk, lengths, classes),
         )
 
     def close(self) -> None:
