@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--annotations", type=Path, metavar="CSV", help="their events: video,label,start,end in frames")
     _add_running(a)
 
+    i = commands.add_parser(
+        "ranges",
+        help="footage -> activation ranges for vadexport build --precision int8",
+        description="Take the ranges that INT8 needs from frames of your own footage, chosen to differ.",
+    )
+    i.add_argument("--engine", required=True, type=Path, metavar="DIR", help="a float32 bundle of the checkpoint")
+    i.add_argument("--videos", required=True, nargs="+", type=Path, metavar="PATH", help="videos, or folders of them")
+    i.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file of ranges to write (.npz)")
+    i.add_argument("--frames", type=int, default=128, metavar="N", help="to choose (default 128)")
+    i.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
     r = commands.add_parser(
         "report",
         help="draw a calibration file",
@@ -86,7 +98,7 @@ def _add_running(p: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"alarms": _alarms, "report": _report}
+    commands = {"alarms": _alarms, "ranges": _ranges, "report": _report}
 
     def body() -> int:
         try:
@@ -151,6 +163,33 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--labelled and --annotations go together: give the clips and the file of their events")
     if not arguments.out.parent.is_dir() or arguments.out.is_dir():
         raise UserError(f"--out is {arguments.out}: give a file in a folder that is there")
+
+
+def _ranges(arguments: argparse.Namespace) -> int:
+    from vadcalibrate.diverse import LEAST, choose_frames
+    from vadcalibrate.ranges import collect
+    from vadrun.engine import Engine
+
+    if arguments.frames < LEAST:
+        raise UserError(f"--frames is {arguments.frames}: give {LEAST} or more")
+    if arguments.out.suffix != ".npz" or not arguments.out.parent.is_dir():
+        raise UserError(f"--out is {arguments.out}: give a file that ends in .npz, in a folder that is there")
+    with Engine.load(arguments.engine, precision="fp32") as engine:
+        reading = ProgressLine("reading", not arguments.quiet)
+        chosen = choose_frames(engine, arguments.videos, arguments.frames, partial(reading.count, what="videos"))
+        reading.clear()
+        bundle = engine.bundle
+    running = ProgressLine("running", not arguments.quiet)
+    made = collect(bundle, chosen, partial(running.count, what="frames"))
+    running.clear()
+    made.save(arguments.out)
+    print(
+        f"ranges of {len(made.linears)} linears from {made.origin['frames']} frames of {chosen.videos} videos, chosen "
+        f"from {chosen.candidates} (none is further from them than {chosen.reach:.3f} in cosine distance); "
+        f"{len(made.frames)} more to check with"
+    )
+    print(f"next: vadexport build --checkpoint FILE --precision int8 --ranges {arguments.out} --out DIR")
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

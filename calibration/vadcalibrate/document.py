@@ -20,9 +20,9 @@ from vadrun.engine import Engine
 _EDGES = np.linspace(-12.0, 12.0, 97)  # of the histogram of normal scores, in log-odds
 
 METHOD = (
-    "Alarms are the runtime's events of a class; those of one class that are nearer than the merge gap are one. Alarms "
-    "further apart are taken for a Poisson process, as frequent at any hour as in this footage. Thresholds were lowered "
-    "level by level, always that of the class with the fewest alarms, until one more would be too many by the "
+    "Alarms are the runtime's events of a class; those of one class that are nearer than the merge gap are one. "
+    "Alarms further apart are taken for a Poisson process, as frequent at any hour as in this footage. Thresholds were "
+    "lowered level by level, always that of the class with the fewest alarms, until one more would be too many by the "
     "exact (Garwood) upper limit."
 )
 

@@ -39,11 +39,15 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the bundle goes")
     b.add_argument("--dataset", metavar="NAME", help="ucf or xd: labels, window and scoring branch of that release")
     b.add_argument("--labels", type=Path, metavar="FILE", help="class labels, one a line, the normal class first")
-    b.add_argument("--precision", default="fp32", metavar="P", help="of the encoder graph: fp32 (default) or fp16")
+    b.add_argument("--precision", default="fp32", metavar="P", help="of the encoder graph: fp32 (default), fp16, int8")
+    b.add_argument(
+        "--ranges", type=Path, metavar="FILE", help="for int8: what vadcalibrate ranges made of your footage"
+    )
     b.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     b.add_argument(
         "--probe", nargs="+", type=Path, default=[], metavar="VIDEO", help="check with frames of these videos"
     )
+    _add_limits(b)
     m = b.add_argument_group("what weights do not tell (default: from --dataset or the checkpoint)")
     m.add_argument("--window", type=int, metavar="N", help="attention window of the local module, in snippets")
     m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
@@ -91,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     k.add_argument("--memory", type=int, metavar="MIB", help="scratch memory that the builder may take")
     k.add_argument("--low-memory", action="store_true", help="256 MiB of scratch and a quicker search: for 8 GB boxes")
     k.add_argument("--keep-failed", action="store_true", help="keep an engine that is wrong, to look at")
+    _add_limits(k)
 
     t = commands.add_parser(
         "relabel",
@@ -119,11 +124,32 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser(
         "verify",
         help="run the certificate on this machine",
-        description="Run every artifact against PyTorch's stored answers, with each backend that is there.",
+        description="Run every artifact against PyTorch's stored answers, with each backend that is there; with "
+        "--videos also on footage of your own, against float32.",
     )
     c.add_argument("bundle", type=Path, metavar="DIR")
     c.add_argument("--json", action="store_true", help="for machines")
+    _add_limits(c)
+    f = c.add_argument_group("on footage")
+    f.add_argument("--videos", nargs="+", type=Path, default=[], metavar="PATH", help="videos, or folders of them")
+    f.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="their events, for AUC and AP: as for vadclip evaluate"
+    )
+    float32 = f.add_mutually_exclusive_group()
+    float32.add_argument("--checkpoint", type=Path, metavar="FILE", help="compare with PyTorch and this checkpoint")
+    float32.add_argument(
+        "--reference", type=Path, metavar="DIR", help="compare with this float32 bundle (default: the bundle's own)"
+    )
     return p
+
+
+def _add_limits(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--limits",
+        default="",
+        metavar="NAME=X,...",
+        help="limits of your own: cosine, score, lost, shifted (seconds), auc (points)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,6 +167,7 @@ def _build(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"building needs {error.name}, which is not installed: pip install 'vadclip-edge[export]'"
         ) from error
+    from vadexport.certificate import parse_limits
     from vadrun.sampling import Sampling
 
     sampling = None
@@ -165,6 +192,8 @@ def _build(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         probe=arguments.probe,
         force=arguments.force,
+        limits=parse_limits(arguments.limits),
+        ranges=arguments.ranges,
     )
     try:
         verification = build(options, _Steps())
@@ -190,6 +219,7 @@ def _compile_here(bundle: Path) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
+    from vadexport.certificate import parse_limits
     from vadexport.compile import CompileOptions
 
     if arguments.memory is not None and arguments.memory < 1:
@@ -203,6 +233,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         memory_mib=arguments.memory,
         low_memory=arguments.low_memory,
         keep_failed=arguments.keep_failed,
+        limits=parse_limits(arguments.limits),
     )
     return _compile_with(options)
 
@@ -263,10 +294,22 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from vadexport import certificate
+    from vadexport.footage import FootageCertificate, footage_table, open_reference
     from vadrun.bundle import Bundle
 
-    verification = certificate.verify(arguments.bundle, _Steps())
+    changes, steps = certificate.parse_limits(arguments.limits), _Steps()
+    if not arguments.videos and (arguments.annotations or arguments.checkpoint or arguments.reference):
+        raise UserError("--annotations, --checkpoint and --reference are of footage: give --videos too")
+    further = None
+    if arguments.videos:
+        bundle = Bundle.open(arguments.bundle)
+        reference = open_reference(bundle, arguments.checkpoint, arguments.reference)
+        further = FootageCertificate(bundle, arguments.videos, reference, arguments.annotations, say=steps)
+    verification = certificate.verify(arguments.bundle, steps, changes, further)
     print(json.dumps(verification.to_json(), indent=2) if arguments.json else verification.table())
+    if verification.footage and not arguments.json:
+        print()
+        print(footage_table(verification.footage))
     certificate.write(arguments.bundle, verification, Bundle.open(arguments.bundle).sha256)
     if not verification.passed:
         print("vadexport: a check failed on this machine (table above)", file=sys.stderr)

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vadexport.certificate import Check, check_engine
+from vadexport.certificate import Changes, Check, check_engine
 from vadexport.probe import Probe
 from vadrun import trt as tensorrt
 from vadrun.backends import BackendError, Options
@@ -57,6 +57,7 @@ class CompileOptions:
         memory_mib: the most that the builder may take for scratch memory; None leaves it to TensorRT.
         low_memory: 256 MiB of scratch memory and the builder's quick search.
         keep_failed: keep an engine that is wrong, under another name.
+        limits: of the check, where they are to differ from the certificate's.
     """
 
     bundle: Path
@@ -67,6 +68,7 @@ class CompileOptions:
     memory_mib: int | None = None
     low_memory: bool = False
     keep_failed: bool = False
+    limits: Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -345,7 +347,7 @@ def _checked(
         raise UserError(f"TensorRT built an engine that does not load: the backend {error}") from error
     with Engine(bundle, backend, "being checked", options.batch[1]) as engine:
         layers = backend.layers()
-        checks = check_engine(engine, Probe.load(bundle.path("probe")))
+        checks = check_engine(engine, Probe.load(bundle.path("probe")), options.limits)
     fused = sum("mha" in line.lower() for line in layers)
     encoder = replace(plans.encoder, attention=fused, layers=len(layers))
     plans = replace(plans, encoder=encoder, checks=[asdict(check) for check in checks])

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         default="auto",
         metavar="P",
-        help="arithmetic of the encoder: auto (default: the fastest here), fp32, bf16, fp16",
+        help="arithmetic of the encoder: auto (default: the fastest here), fp32, bf16, fp16, int8",
     )
     run.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     run.add_argument("--threads", type=int, metavar="N", help="inference threads (default: the library's choice)")

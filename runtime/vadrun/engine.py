@@ -45,7 +45,7 @@ class Engine:
         Args:
             path: the bundle's directory.
             backend: "auto", or a name such as "onnxruntime", "openvino", "onnxruntime:cpu".
-            precision: arithmetic of the encoder: "auto", "fp32", "bf16" or "fp16".
+            precision: arithmetic of the encoder: "auto", "fp32", "bf16", "fp16" or "int8".
             threads: inference threads; None leaves it to the library.
             batch: how many frames go through the encoder in one call.
 
