@@ -23,7 +23,7 @@ $(VENV)/demo.ok: pyproject.toml
 
 $(VENV)/test.ok: pyproject.toml $(VENV)/demo.ok
 	@echo "== adding the test tools to $(VENV)"
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu,demo,train,test]"
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[export,cpu,demo,train,calibrate,test]"
 	@touch $@
 
 # A checkpoint and a video of your own: make demo CHECKPOINT=model_ucf.pth DATASET=ucf VIDEO=door.mp4

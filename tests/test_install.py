@@ -23,7 +23,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment that has the wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("box")
     source = folder / "source"  # a copy: setuptools leaves a build folder behind, and would reuse an old one
-    for name in ("runtime", "export", "vadclip"):
+    for name in ("runtime", "export", "calibration", "vadclip"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vadcalibrate.ranges import Ranges
 from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
 from vadclip.config import Design
 from vadclip.presets import Anomaly, get_preset
@@ -21,6 +22,7 @@ from vadexport import certificate
 from vadexport.encoder_graph import encoder_graph
 from vadexport.graph import OPSET, node_kinds
 from vadexport.head_graph import HeadSizes, head_graph
+from vadexport.int8 import int8_graph
 from vadexport.probe import drawn_frames, video_frames
 from vadexport.reference import answer, class_embeddings
 from vadrun.bundle import Bundle, ModelInfo, write_manifest
@@ -30,7 +32,7 @@ from vadrun.files import whole_directory
 from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class ParityError(Exception):
@@ -56,6 +58,8 @@ class BuildOptions:
     sampling: Sampling | None = None
     probe: Sequence[Path] = ()
     force: bool = False
+    limits: certificate.Changes | None = None
+    ranges: Path | None = None  # of vadcalibrate ranges, for int8
 
 
 def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None) -> certificate.Verification:
@@ -75,6 +79,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
     if options.precision not in PRECISIONS:
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
     _check_place(options)
+    ranges = _ranges(options)
 
     say(f"reading {options.checkpoint}")
     model = load_checkpoint(
@@ -97,6 +102,8 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
     if options.probe:
         say(f"reading probe frames of {len(options.probe)} video{'s' if len(options.probe) > 1 else ''}")
         frames = video_frames(options.probe, sampling, preprocessing)
+    elif ranges is not None:
+        frames = ranges.frames  # what the ranges are for; the drawn frames are like no footage
     else:
         frames = drawn_frames(config.clip.image_size)
 
@@ -112,13 +119,20 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         del model
         files: dict[str, tuple[str, str | None]] = {"text.npy": ("text", None), "probe.npz": ("probe", None)}
         graphs = {}
-        for name, role, precision, made in (
-            (f"encoder.{options.precision}.onnx", "encoder", options.precision, _encoder),
-            ("head.onnx", "head", "fp32", _head),
+        for name, role, precision in (
+            (f"encoder.{options.precision}.onnx", "encoder", options.precision),
+            ("head.onnx", "head", "fp32"),
         ):
             say(f"writing {name}")
-            graph = made(weights, config, options)
-            graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph)}
+            more: dict[str, Any] = {}
+            if role == "head":
+                graph = _head(weights, config)
+            elif ranges is None:
+                graph = encoder_graph(_visual(weights), config.clip.vision_heads, options.precision)
+            else:
+                graph, record = int8_graph(_visual(weights), config.clip.vision_heads, ranges, say)
+                more = {"int8": record.to_json()}
+            graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph), **more}
             onnx.save(graph, folder / name)
             files[name] = (role, precision)
             del graph
@@ -147,7 +161,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             checkpoint={"name": options.checkpoint.name, "sha256": checkpoint_sha256(options.checkpoint)},
             graphs=graphs,
         )
-        verification = certificate.verify(folder, say)
+        verification = certificate.verify(folder, say, options.limits)
         if not verification.passed:
             raise ParityError(verification.table())
         certificate.write(folder, verification, Bundle.open(folder).sha256)
@@ -201,15 +215,30 @@ def _sampling(options: BuildOptions, trained: Mapping[str, Any] | None, preproce
     return sampling
 
 
-def _encoder(weights: dict[str, NDArray[Any]], config: Any, options: BuildOptions) -> onnx.ModelProto:
-    visual = {
+def _ranges(options: BuildOptions) -> Ranges | None:
+    if (options.precision == "int8") != (options.ranges is not None):
+        raise UserError(
+            "--precision int8 and --ranges go together: make ranges from footage of yours with vadcalibrate ranges"
+        )
+    if options.ranges is None:
+        return None
+    ranges = Ranges.load(options.ranges)
+    if ranges.checkpoint != checkpoint_sha256(options.checkpoint):
+        raise UserError(
+            f"{options.ranges} was made with a bundle of another checkpoint than {options.checkpoint}: make ranges of "
+            "this one"
+        )
+    return ranges
+
+
+def _visual(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {
         key.removeprefix("clipmodel.visual."): value
         for key, value in weights.items()
         if key.startswith("clipmodel.visual.")
     }
-    return encoder_graph(visual, config.clip.vision_heads, options.precision)
 
 
-def _head(weights: dict[str, NDArray[Any]], config: Any, options: BuildOptions) -> onnx.ModelProto:
+def _head(weights: dict[str, NDArray[Any]], config: Any) -> onnx.ModelProto:
     sizes = HeadSizes(config.heads, config.window, config.mask_padding, config.temperature)
     return head_graph(weights, sizes)

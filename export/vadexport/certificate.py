@@ -1,13 +1,14 @@
 """The certificate: how far a bundle's artifacts are from PyTorch on this machine, and whether that is allowed.
 
-Needs the runtime and a bundle, not PyTorch: its answers are in the bundle's probe.
+Needs the runtime and a bundle, not PyTorch: its answers are in the bundle's probe. What the differences change on
+footage of the user's own is in :mod:`vadexport.footage`.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vadexport.comparison import EventChanges, cosines, event_changes, score_differences
 from vadexport.probe import SNIPPET_SECONDS, Probe
 from vadrun import backends
 from vadrun.bundle import CERTIFICATE, Bundle
 from vadrun.console import table, version
 from vadrun.engine import Engine
 from vadrun.errors import UserError
-from vadrun.events import Event, EventRule, find_events
+from vadrun.events import EventRule, find_events
 from vadrun.files import write_json
 from vadrun.scoring import Scores, scores_from_logits
 
@@ -30,10 +32,27 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What a check may differ from PyTorch float32."""
+    """What a check may differ from PyTorch float32.
 
-    cosine: float  # of every feature, at least
-    score: float  # of every probability, at most
+    Attributes:
+        cosine: of every feature, at least.
+        score: of every probability, at most.
+        lost: events with a peak above 0.8 that are lost, at most.
+        shifted: seconds that the begin or end of an event may move; None for any.
+        auc: points of AUC that may be lost on labelled footage; None for any.
+    """
+
+    cosine: float
+    score: float
+    lost: int = 0
+    shifted: float | None = None
+    auc: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"cosine >= {self.cosine:g}", f"score <= {self.score:g}", f"lost <= {self.lost}"]
+        parts += [] if self.shifted is None else [f"shift <= {self.shifted:g} s"]
+        parts += [] if self.auc is None else [f"AUC loss <= {self.auc:g}"]
+        return ", ".join(parts)
 
 
 # By the coarsest arithmetic that the encoder's numbers went through, its stored weights included.
@@ -41,7 +60,39 @@ LIMITS = {
     "fp32": Limits(cosine=0.99999, score=1e-4),
     "fp16": Limits(cosine=0.999, score=5e-3),
     "bf16": Limits(cosine=0.998, score=2e-2),
+    "int8": Limits(cosine=0.99, score=0.2),
 }
+
+Changes = Mapping[str, float]
+"""Limits that are to differ from :data:`LIMITS`: name -> value."""
+
+
+def parse_limits(text: str) -> dict[str, float]:
+    """``cosine=0.99,score=0.05`` as :data:`Changes`.
+
+    Raises:
+        UserError: an unknown limit, or no number.
+    """
+    known = [entry.name for entry in fields(Limits)]
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if name not in known or not number >= 0:
+            raise UserError(f"--limits has {part!r}: give NAME=NUMBER with names out of {', '.join(known)}")
+        found[name] = number
+    return found
+
+
+def limits_for(precision: str, changes: Changes | None) -> Limits:
+    """The limits of a precision, with the user's changes."""
+    given: dict[str, Any] = dict(changes or {})
+    if "lost" in given:
+        given["lost"] = int(given["lost"])
+    return replace(LIMITS[precision], **given)
 
 
 @dataclass(frozen=True)
@@ -59,6 +110,8 @@ class Check:
     events_lost: int | None
     limits: Limits
     passed: bool
+    events_sure_lost: int | None = None
+    events_shifted: float | None = None  # seconds, the most
 
 
 @dataclass(frozen=True)
@@ -70,11 +123,12 @@ class Verification:
     machine: dict[str, str]
     libraries: list[str]
     checks: list[Check]
+    footage: list[Any] = field(default_factory=list)  # of vadexport.footage, where videos were given
 
     @property
     def passed(self) -> bool:
         """Whether every check is within its limits."""
-        return all(check.passed for check in self.checks)
+        return all(check.passed for check in (*self.checks, *self.footage))
 
     def to_json(self) -> dict[str, Any]:
         """For certificate.json."""
@@ -87,7 +141,8 @@ class Verification:
 
 def checks_table(checks: Sequence[Check]) -> str:
     """Checks as a table for people."""
-    header = ["artifact", "backend", "precision", "cosine min", "score max", "events +/-", "allowed", ""]
+    header = ["artifact", "backend", "precision", "cosine min, median", "score max, mean", "events +/-", "shift"]
+    header += ["allowed", ""]
     rows = []
     for c in checks:
         events = "-" if c.events_gained is None else f"{c.events_gained}/{c.events_lost}"
@@ -101,9 +156,10 @@ def checks_table(checks: Sequence[Check]) -> str:
                 c.artifact,
                 c.backend,
                 c.precision,
-                "-" if c.cosine_min is None else f"{c.cosine_min:.7f}",
-                "-" if c.score_max is None else f"{c.score_max:.1e}",
+                "-" if c.cosine_min is None else f"{c.cosine_min:.7f}, {c.cosine_median:.7f}",
+                "-" if c.score_max is None else f"{c.score_max:.1e}, {c.score_mean:.1e}",
                 events,
+                "-" if c.events_shifted is None else f"{c.events_shifted:.1f} s",
                 ", ".join(allowed),
                 "pass" if c.passed else "FAIL",
             ]
@@ -111,12 +167,23 @@ def checks_table(checks: Sequence[Check]) -> str:
     return table(header, rows)
 
 
-def verify(root: Path, say: Callable[[str], None] = lambda text: None) -> Verification:
+Further = Callable[[Engine, Limits], Any]
+"""A check of more than the probe: of an engine, with its limits; the result has ``passed``."""
+
+
+def verify(
+    root: Path,
+    say: Callable[[str], None] = lambda text: None,
+    changes: Changes | None = None,
+    further: Further | None = None,
+) -> Verification:
     """Run every artifact of the bundle on every backend that is there.
 
     Args:
         root: the bundle.
         say: told what is being checked.
+        changes: limits of the user's own.
+        further: called with each engine after its checks.
 
     Raises:
         UserError: not a bundle, or no backend is installed.
@@ -127,6 +194,7 @@ def verify(root: Path, say: Callable[[str], None] = lambda text: None) -> Verifi
     if not found:
         raise UserError("no backend is installed here to check the bundle with: pip install 'vadclip-edge[cpu]'")
     checks: list[Check] = []
+    footage: list[Any] = []
     libraries: list[str] = []
     tried: set[tuple[str, str]] = set()
     for name, device in found:
@@ -148,7 +216,9 @@ def verify(root: Path, say: Callable[[str], None] = lambda text: None) -> Verifi
                 tried.add(key)
                 say(f"checking {engine.description}")
                 libraries.append(engine.backend.library)
-                checks += check_engine(engine, probe)
+                checks += check_engine(engine, probe, changes)
+                if further is not None:
+                    footage.append(further(engine, limits_for(arithmetic(engine)[0], changes)))
     if not checks:
         raise UserError(f"none of the backends here ({', '.join(n for n, _ in found)}) can run {root}")
     return Verification(
@@ -157,30 +227,38 @@ def verify(root: Path, say: Callable[[str], None] = lambda text: None) -> Verifi
         machine=machine(),
         libraries=list(dict.fromkeys(libraries)),
         checks=checks,
+        footage=footage,
     )
 
 
-def check_engine(engine: Engine, probe: Probe) -> list[Check]:
-    """Encoder, head and chain of a loaded engine against the probe's answers."""
+def arithmetic(engine: Engine) -> tuple[str, str]:
+    """The coarsest arithmetic that the encoder's numbers went through, and that as tables show it."""
     backend = engine.backend
-    label = f"{backend.name}:{backend.device}"
     graph_precision = next(f.precision for f in engine.bundle.files if f.name == backend.encoder_file)
     precision = backend.precision if backend.precision != "fp32" else graph_precision or "fp32"
-    shown = backend.precision if backend.precision == precision else f"{backend.precision} ({precision} weights)"
-    limits = LIMITS[precision]
+    return precision, backend.precision if backend.precision == precision else f"fp32 ({precision} weights)"
+
+
+def check_engine(engine: Engine, probe: Probe, changes: Changes | None = None) -> list[Check]:
+    """Encoder, head and chain of a loaded engine against the probe's answers, within the limits or ``changes``."""
+    backend = engine.backend
+    label = f"{backend.name}:{backend.device}"
+    precision, shown = arithmetic(engine)
+    limits = limits_for(precision, changes)
     branch = engine.bundle.model.anomaly
 
     features = engine.encode(probe.frames)
-    cosine = _cosine(features, probe.features)
+    cosine = cosines(features, probe.features)
     encoder = _check("encoder", label, shown, limits, cosine=cosine)
 
     reference = scores_from_logits(probe.track_logits, probe.track_alignment, branch)
-    measured = _score(engine, probe.track)
-    head = _check("head", label, "fp32", LIMITS["fp32"], scores=(measured, reference), labels=engine.labels)
+    measured = _score(engine, probe.track, probe.text)
+    labels = [str(number) for number in range(len(probe.text))]  # names do not matter here
+    head = _check("head", label, "fp32", LIMITS["fp32"], scores=(measured, reference), labels=labels)
 
     reference = scores_from_logits(probe.logits, probe.alignment, branch)
-    measured = _score(engine, features)
-    chain = _check("chain", label, shown, limits, cosine=cosine, scores=(measured, reference), labels=engine.labels)
+    measured = _score(engine, features, probe.text)
+    chain = _check("chain", label, shown, limits, cosine=cosine, scores=(measured, reference), labels=labels)
     return [encoder, head, chain]
 
 
@@ -212,9 +290,11 @@ def machine() -> dict[str, str]:
     return {"system": platform.system(), "architecture": platform.machine(), "cpu": cpu}
 
 
-def _score(engine: Engine, features: NDArray[np.float32]) -> Scores | None:
+def _score(engine: Engine, features: NDArray[np.float32], text: NDArray[np.float32]) -> Scores | None:
     # A broken encoder can give NaN; that is a failed check, not an error of the user's.
-    return engine.score(features) if np.isfinite(features).all() else None
+    if not np.isfinite(features).all():
+        return None
+    return scores_from_logits(*engine.logits(features, text), engine.bundle.model.anomaly)
 
 
 def _check(
@@ -229,7 +309,7 @@ def _check(
 ) -> Check:
     passed = True
     low = middle = largest = mean = None
-    gained = lost = None
+    changes: EventChanges | None = None
     if cosine is not None:
         low, middle = float(cosine.min()), float(np.median(cosine))
         passed &= low >= limits.cosine
@@ -238,36 +318,32 @@ def _check(
         if measured is None:
             largest = mean = 1.0  # as wrong as a probability can be
         else:
-            parts = [
-                np.abs(getattr(measured, part).astype(np.float64) - getattr(reference, part)).ravel()
-                for part in ("confidence", "alignment", "anomaly")
-            ]
-            differences = np.nan_to_num(np.concatenate(parts), nan=1.0)
+            differences = score_differences(measured, reference)
             largest, mean = float(differences.max()), float(differences.mean())
-            gained, lost = _events_gained_lost(measured, reference, list(labels))
+            changes = _changes(measured, reference, list(labels))
+            passed &= changes.sure_lost <= limits.lost
+            passed &= limits.shifted is None or changes.shifted <= limits.shifted
         passed &= largest <= limits.score
-    return Check(artifact, backend, precision, low, middle, largest, mean, gained, lost, limits, bool(passed))
+    return Check(
+        artifact,
+        backend,
+        precision,
+        low,
+        middle,
+        largest,
+        mean,
+        None if changes is None else changes.gained,
+        None if changes is None else changes.lost,
+        limits,
+        bool(passed),
+        None if changes is None else changes.sure_lost,
+        None if changes is None else changes.shifted,
+    )
 
 
-def _events_gained_lost(measured: Scores, reference: Scores, labels: list[str]) -> tuple[int, int]:
-    """Events under the default rule that only the one or only the other has; equal means they overlap."""
-    n = len(reference)
-    edges = np.arange(n + 1) * SNIPPET_SECONDS
+def _changes(measured: Scores, reference: Scores, labels: list[str]) -> EventChanges:
+    """Events under the default rule, of snippets of the reference's length."""
+    edges = np.arange(len(reference) + 1) * SNIPPET_SECONDS
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
-
-    def events(scores: Scores) -> list[Event]:
-        return find_events(scores.anomaly, scores.alignment, spans, EventRule(), labels)
-
-    def without_match(some: list[Event], others: list[Event]) -> int:
-        return sum(not any(e.start < o.end and o.start < e.end for o in others) for e in some)
-
-    mine, theirs = events(measured), events(reference)
-    return without_match(mine, theirs), without_match(theirs, mine)
-
-
-def _cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cosine of each row with its counterpart; -1 where it is not finite."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return np.asarray(np.nan_to_num(value, nan=-1.0), np.float64)
+    mine, theirs = (find_events(s.anomaly, s.alignment, spans, EventRule(), labels) for s in (measured, reference))
+    return event_changes(mine, theirs)

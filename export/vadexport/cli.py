@@ -39,11 +39,15 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the bundle goes")
     b.add_argument("--dataset", metavar="NAME", help="ucf or xd: labels, window and scoring branch of that release")
     b.add_argument("--labels", type=Path, metavar="FILE", help="class labels, one a line, the normal class first")
-    b.add_argument("--precision", default="fp32", metavar="P", help="of the encoder graph: fp32 (default) or fp16")
+    b.add_argument("--precision", default="fp32", metavar="P", help="of the encoder graph: fp32 (default), fp16, int8")
+    b.add_argument(
+        "--ranges", type=Path, metavar="FILE", help="for int8: what vadcalibrate ranges made of your footage"
+    )
     b.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     b.add_argument(
         "--probe", nargs="+", type=Path, default=[], metavar="VIDEO", help="check with frames of these videos"
     )
+    _add_limits(b)
     m = b.add_argument_group("what weights do not tell (default: from --dataset or the checkpoint)")
     m.add_argument("--window", type=int, metavar="N", help="attention window of the local module, in snippets")
     m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
@@ -98,6 +102,27 @@ def parser() -> argparse.ArgumentParser:
         help="256 MiB of scratch, smaller batches, a quicker search: for 8 GB boxes",
     )
     k.add_argument("--keep-failed", action="store_true", help="keep an engine that is wrong, to look at")
+    _add_limits(k)
+
+    t = commands.add_parser(
+        "relabel",
+        help="other classes for a bundle, no engine touched",
+        description="Give a bundle other classes: added, renamed, dropped, or with prompts of your own. Graphs and "
+        "engines stay as they are.",
+    )
+    t.add_argument("bundle", type=Path, metavar="DIR")
+    t.add_argument(
+        "--labels",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the new classes, one a line, the normal class first: label, or label: words of its prompt",
+    )
+    source = t.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="what the bundle was built from")
+    source.add_argument(
+        "--text", type=Path, metavar="FILE", help="embeddings of these labels as .npy, made elsewhere; needs no PyTorch"
+    )
 
     i = commands.add_parser("inspect", help="print what a bundle holds", description="Print what a bundle holds.")
     i.add_argument("bundle", type=Path, metavar="DIR")
@@ -106,17 +131,38 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser(
         "verify",
         help="run the certificate on this machine",
-        description="Run every artifact against PyTorch's stored answers, with each backend that is there.",
+        description="Run every artifact against PyTorch's stored answers, with each backend that is there; with "
+        "--videos also on footage of your own, against float32.",
     )
     c.add_argument("bundle", type=Path, metavar="DIR")
     c.add_argument("--json", action="store_true", help="for machines")
+    _add_limits(c)
+    f = c.add_argument_group("on footage")
+    f.add_argument("--videos", nargs="+", type=Path, default=[], metavar="PATH", help="videos, or folders of them")
+    f.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="their events, for AUC and AP: as for vadclip evaluate"
+    )
+    float32 = f.add_mutually_exclusive_group()
+    float32.add_argument("--checkpoint", type=Path, metavar="FILE", help="compare with PyTorch and this checkpoint")
+    float32.add_argument(
+        "--reference", type=Path, metavar="DIR", help="compare with this float32 bundle (default: the bundle's own)"
+    )
     return p
+
+
+def _add_limits(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--limits",
+        default="",
+        metavar="NAME=X,...",
+        help="limits of your own: cosine, score, lost, shifted (seconds), auc (points)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"build": _build, "compile": _compile, "inspect": _inspect, "verify": _verify}
+    commands = {"build": _build, "compile": _compile, "relabel": _relabel, "inspect": _inspect, "verify": _verify}
     return run_command("vadexport", lambda: commands[arguments.command](arguments))
 
 
@@ -128,6 +174,7 @@ def _build(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"building needs {error.name}, which is not installed: pip install 'vadclip-edge[export]'"
         ) from error
+    from vadexport.certificate import parse_limits
     from vadrun.sampling import Sampling
 
     sampling = None
@@ -152,6 +199,8 @@ def _build(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         probe=arguments.probe,
         force=arguments.force,
+        limits=parse_limits(arguments.limits),
+        ranges=arguments.ranges,
     )
     try:
         verification = build(options, _Steps())
@@ -177,6 +226,7 @@ def _compile_here(bundle: Path) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
+    from vadexport.certificate import parse_limits
     from vadexport.compile import CompileOptions
     from vadexport.plan_builder import BuilderOptions
 
@@ -190,7 +240,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         low_memory=arguments.low_memory,
     )
     batch = _batch(arguments.batch) if arguments.batch else None
-    options = CompileOptions(arguments.bundle, batch, builder, arguments.keep_failed)
+    options = CompileOptions(arguments.bundle, batch, builder, arguments.keep_failed, parse_limits(arguments.limits))
     return _compile_with(options)
 
 
@@ -231,6 +281,15 @@ def _capabilities(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+def _relabel(arguments: argparse.Namespace) -> int:
+    from vadexport.relabel import read_classes, relabel
+
+    classes = read_classes(arguments.labels)
+    done = relabel(arguments.bundle, classes, checkpoint=arguments.checkpoint, text=arguments.text, say=_Steps())
+    print(done.report(arguments.bundle))
+    return 0
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     from vadexport.inspect import describe, report
 
@@ -241,10 +300,22 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from vadexport import certificate
+    from vadexport.footage import FootageCertificate, footage_table, open_reference
     from vadrun.bundle import Bundle
 
-    verification = certificate.verify(arguments.bundle, _Steps())
+    changes, steps = certificate.parse_limits(arguments.limits), _Steps()
+    if not arguments.videos and (arguments.annotations or arguments.checkpoint or arguments.reference):
+        raise UserError("--annotations, --checkpoint and --reference are of footage: give --videos too")
+    further = None
+    if arguments.videos:
+        bundle = Bundle.open(arguments.bundle)
+        reference = open_reference(bundle, arguments.checkpoint, arguments.reference)
+        further = FootageCertificate(bundle, arguments.videos, reference, arguments.annotations, say=steps)
+    verification = certificate.verify(arguments.bundle, steps, changes, further)
     print(json.dumps(verification.to_json(), indent=2) if arguments.json else verification.table())
+    if verification.footage and not arguments.json:
+        print()
+        print(footage_table(verification.footage))
     certificate.write(arguments.bundle, verification, Bundle.open(arguments.bundle).sha256)
     if not verification.passed:
         print("vadexport: a check failed on this machine (table above)", file=sys.stderr)

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vadexport.certificate import Check, check_engine
+from vadexport.certificate import Changes, Check, check_engine
 from vadexport.plan_builder import (
     BuilderOptions,
     PlanBuilder,
@@ -42,7 +42,7 @@ from vadrun.plans import ENGINES, Plan, PlanError, PlanSet, device_name
 from vadrun.scoring import CHUNKS_PER_CALL
 
 _MOST_CLASSES = 64  # an engine takes new classes up to here without being built again
-_ENCODERS = ("fp16", "fp32")  # which of a bundle's encoder graphs is compiled: the first that is there
+_ENCODERS = ("fp16", "int8", "fp32")  # which of a bundle's encoder graphs is compiled: the first that is there
 BATCH = (1, 8, 32)
 LOW_MEMORY_BATCH = (1, 4, 8)
 
@@ -65,12 +65,14 @@ class CompileOptions:
             :data:`LOW_MEMORY_BATCH` with little memory.
         builder: what TensorRT's builder is told.
         keep_failed: keep an engine that is wrong, under another name.
+        limits: of the check, where they are to differ from the certificate's.
     """
 
     bundle: Path
     batch: tuple[int, int, int] | None = None
     builder: BuilderOptions = field(default_factory=BuilderOptions)
     keep_failed: bool = False
+    limits: Changes | None = None
 
     @property
     def frames(self) -> tuple[int, int, int]:
@@ -184,7 +186,7 @@ class _Work:
             raise UserError(f"TensorRT built an engine that does not load: the backend {error}") from error
         with Engine(self._bundle, backend, "being checked", self._options.frames[1]) as engine:
             layers = backend.layers()
-            checks = check_engine(engine, Probe.load(self._bundle.path("probe")))
+            checks = check_engine(engine, Probe.load(self._bundle.path("probe")), self._options.limits)
         fused = sum("mha" in line.lower() for line in layers)
         encoder = replace(plans.encoder, attention=fused, layers=len(layers))
         plans = replace(plans, encoder=encoder, checks=[asdict(check) for check in checks])

@@ -7,7 +7,7 @@ The two graphs of a bundle are written by hand, not traced: every node then has 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,34 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 18  # the newest that TensorRT 10.3 reads, and it has the native LayerNormalization
 IR_VERSION = 8  # what opset 18 came with; older runtimes refuse newer ones
 
+INT8_MOST = 127  # symmetric: -128 is not used
+
 _ELEMENT = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int8): TensorProto.INT8,
 }
 
 Dimension = int | str
 
 
 class Graph:
-    """Nodes, constants, inputs and outputs of one graph; floating-point constants are stored in ``dtype``."""
+    """Nodes, constants, inputs and outputs of one graph.
 
-    def __init__(self, name: str, dtype: type[np.floating[Any]] = np.float32) -> None:
+    Args:
+        name: of the graph.
+        dtype: floating-point constants are stored in it.
+        ranges: name of a linear -> largest absolute input that INT8 is to represent; those linears are quantised.
+    """
+
+    def __init__(
+        self, name: str, dtype: type[np.floating[Any]] = np.float32, ranges: Mapping[str, float] | None = None
+    ) -> None:
         self.name = name
         self.dtype = np.dtype(dtype)
+        self.ranges = dict(ranges or {})
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -72,10 +84,26 @@ class Graph:
 
     def linear(self, value: str, weight: NDArray[Any], bias: NDArray[Any] | None, name: str) -> str:
         """``value @ weight.T + bias``, with ``weight`` [out, in] as PyTorch keeps it."""
-        product = self.op("MatMul", value, self.constant(f"{name}.weight", weight.T), name=f"{name}/matmul")
+        if name in self.ranges:
+            product = self._int8_product(value, weight, name)
+        else:
+            product = self.op("MatMul", value, self.constant(f"{name}.weight", weight.T), name=f"{name}/matmul")
         if bias is None:
             return product
         return self.op("Add", product, self.constant(f"{name}.bias", bias), name=name)
+
+    def _int8_product(self, value: str, weight: NDArray[Any], name: str) -> str:
+        """The same product with explicit quantisation (Q/DQ): symmetric, a scale for the input and one for each row."""
+        scale = self.exact(f"{name}.input_scale", np.float32(self.ranges[name] / INT8_MOST))
+        zero = self.exact("int8_zero", np.int8(0))
+        small = self.op("QuantizeLinear", value, scale, zero, name=f"{name}/input/int8")
+        value = self.op("DequantizeLinear", small, scale, zero, name=f"{name}/input/float")
+        rows, row_scales = int8_rows(weight)
+        stored = self.exact(f"{name}.weight", rows.T)
+        scales = self.exact(f"{name}.weight_scale", row_scales)
+        zeros = self.exact(f"int8_zeros_{len(rows)}", np.zeros(len(rows), np.int8))
+        matrix = self.op("DequantizeLinear", stored, scales, zeros, name=f"{name}/weight/float", axis=1)
+        return self.op("MatMul", value, matrix, name=f"{name}/matmul")
 
     def layer_norm(self, value: str, weight: NDArray[Any], bias: NDArray[Any], name: str) -> str:
         """Native LayerNormalization over the last axis, statistics in float32 (epsilon as in CLIP)."""
@@ -104,6 +132,14 @@ class Graph:
         helper.set_model_props(model, metadata)
         onnx.checker.check_model(model)
         return model
+
+
+def int8_rows(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A weight [out,in] as int8 and the scale of each row [out]; symmetric, the largest weight of a row is 127."""
+    most = np.abs(weight).max(axis=1)
+    scales = np.where(most > 0, most / INT8_MOST, 1.0).astype(np.float32)
+    rows = np.rint(weight / scales[:, None])
+    return np.clip(rows, -INT8_MOST, INT8_MOST).astype(np.int8), scales
 
 
 def subset(weights: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

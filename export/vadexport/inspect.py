@@ -48,6 +48,10 @@ def report(description: dict[str, Any]) -> str:
             ", ".join(f"{key} {_plain(value)}" for key, value in sampling.items() if value is not None),
         ),
     ]
+    prompts = manifest.get("relabelled", {}).get("prompts", {})
+    own = [f"{label} by {words!r}" for label, words in prompts.items() if words != label]
+    if own:
+        facts.insert(5, ("prompts", ", ".join(own)))
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {value}" for name, value in facts]
 
@@ -61,6 +65,13 @@ def report(description: dict[str, Any]) -> str:
     for name, graph in manifest["graphs"].items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in graph["kinds"].items())
         lines.append(f"{name}: {kinds}")
+        if "int8" in graph:
+            made = graph["int8"]
+            kept = ", ".join(made["kept"]) or "none"
+            lines.append(
+                f"{name}: int8 ranges by {made['method']} from {made['ranges']['frames']} frames; linears kept in "
+                f"float32: {kept}; cosine {made['cosine'][0]:.5f} at least, median {made['cosine'][1]:.5f}"
+            )
 
     lines.append("")
     certificate = description["certificate"]

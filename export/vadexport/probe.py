@@ -35,6 +35,7 @@ class Probe:
         logits, alignment: float32 [n] and [n,m], PyTorch's head on ``features`` as one video.
         track: float32 [t,d], a made feature track that is longer than a chunk, for the head alone.
         track_logits, track_alignment: float32 [t] and [t,m], PyTorch's head on ``track``.
+        text: float32 [m,d], the class embeddings of these answers; a relabelled bundle may have others.
     """
 
     frames: NDArray[np.uint8]
@@ -44,6 +45,7 @@ class Probe:
     track: NDArray[np.float32]
     track_logits: NDArray[np.float32]
     track_alignment: NDArray[np.float32]
+    text: NDArray[np.float32]
 
     def save(self, path: Path) -> None:
         """Write the probe as a compressed .npz."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,10 +37,16 @@ def answer(
 
     logits, alignment = head(features)
     track_logits, track_alignment = head(track)
-    return Probe(frames, features, logits, alignment, track, track_logits, track_alignment)
+    return Probe(frames, features, logits, alignment, track, track_logits, track_alignment, text)
 
 
 @torch.inference_mode()
-def class_embeddings(model: VadCLIP) -> NDArray[np.float32]:
-    """t [m,d] of the model's labels with its learned prompt (Eq. 5): the constant that a bundle stores."""
-    return np.asarray(model.encode_text(model.config.labels).numpy(), np.float32)
+def class_embeddings(model: VadCLIP, words: Sequence[str] | None = None) -> NDArray[np.float32]:
+    """t [m,d] of the model's labels with its learned prompt (Eq. 5): the constant that a bundle stores.
+
+    ``words`` are those of other classes than the model's own.
+
+    Raises:
+        UserError: words have no tokens, or more than fit between the learned vectors.
+    """
+    return np.asarray(model.encode_text(model.config.labels if words is None else words).numpy(), np.float32)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vadrun.bundle import Bundle
+    from vadrun.calibration import Calibration
     from vadrun.engine import Engine
     from vadrun.errors import UserError
     from vadrun.events import Event, EventRule
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bundle": "vadrun.bundle",
+    "Calibration": "vadrun.calibration",
     "Engine": "vadrun.engine",
     "Event": "vadrun.events",
     "EventRule": "vadrun.events",
@@ -34,6 +36,7 @@ _HOME = {
 
 __all__ = [
     "Bundle",
+    "Calibration",
     "Engine",
     "Event",
     "EventRule",

@@ -24,23 +24,28 @@ class GateAudit:
 
     Args:
         rule: the gate's.
-        threshold: anomaly score that makes an event.
     """
 
-    def __init__(self, rule: GateRule, threshold: float) -> None:
+    def __init__(self, rule: GateRule) -> None:
         self._rule = rule
-        self._threshold = threshold
         self._counts = dict.fromkeys(Verdict, 0)
         self._errors: list[float] = []  # of the audited snippets; in the shadow, of all
         self._missed = 0  # audited snippets that only their own feature takes over the threshold
         self._shadow_events: list[Event] = []
 
-    def push(self, verdict: Verdict, own: float, held: float) -> None:
-        """A snippet's verdict, and its score with its own feature and with the one that the gate held for it."""
+    def push(self, verdict: Verdict, own: float, held: float, *, lost: bool) -> None:
+        """Take the next snippet.
+
+        Args:
+            verdict: the gate's.
+            own: its score with its own feature.
+            held: its score with the feature that the gate held for it.
+            lost: whether only its own feature takes a score over an event's threshold.
+        """
         self._counts[verdict] += 1
         if self._rule.shadow or verdict is Verdict.AUDIT:
             self._errors.append(abs(own - held))
-            self._missed += own >= self._threshold > held
+            self._missed += lost
 
     def shadow_events(self, events: list[Event]) -> None:
         """Events that a gated run would have found (in the shadow only)."""

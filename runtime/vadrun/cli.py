@@ -12,6 +12,7 @@ from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command,
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
+    from vadrun.calibration import Calibration
     from vadrun.engine import Engine
     from vadrun.events import EventRule
     from vadrun.gate import GateRule
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         default="auto",
         metavar="P",
-        help="arithmetic of the encoder: auto (default: the fastest here), fp32, bf16, fp16",
+        help="arithmetic of the encoder: auto (default: the fastest here), fp32, bf16, fp16, int8",
     )
     run.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     run.add_argument(
@@ -104,17 +105,19 @@ def parser() -> argparse.ArgumentParser:
 
     rule = p.add_argument_group("what is an event")
     rule.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="thresholds of this camera, made by vadcalibrate alarms"
+    )
+    rule.add_argument(
         "--threshold",
         type=float,
-        default=0.5,
         metavar="S",
         help="anomaly score that makes an event (default 0.5)",
     )
     rule.add_argument(
         "--release", type=float, metavar="S", help="score at which it ends (default: 0.8 of the threshold)"
     )
-    rule.add_argument("--min-length", type=float, default=1.0, metavar="SEC", help="shorter ones are none (default 1)")
-    rule.add_argument("--merge-gap", type=float, default=2.0, metavar="SEC", help="nearer ones are one (default 2)")
+    rule.add_argument("--min-length", type=float, metavar="SEC", help="shorter ones are none (default 1)")
+    rule.add_argument("--merge-gap", type=float, metavar="SEC", help="nearer ones are one (default 2)")
     return p
 
 
@@ -155,8 +158,8 @@ def _devices(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from vadrun import decoders
+    from vadrun.calibration import Calibration
     from vadrun.engine import Engine
-    from vadrun.events import EventRule
     from vadrun.gate import GateRule
     from vadrun.video import named_videos
 
@@ -165,7 +168,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.gate != "off":
         given = (arguments.gate_threshold, arguments.gate_heartbeat, arguments.gate_audit)
         gate = GateRule(*given, shadow=arguments.gate == "shadow")
-    rule = EventRule(arguments.threshold, arguments.release, arguments.min_length, arguments.merge_gap)
+    rule = _rule(arguments)
     sources = named_videos(arguments.source)
     engine = Engine.load(
         arguments.engine,
@@ -175,15 +178,35 @@ def _run(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
     )
     with engine:
+        if isinstance(rule, Calibration):
+            rule.check(engine.bundle)
+            _remark(arguments, f"{rule.path}: camera {rule.camera or 'not named'}, {rule.promise()}")
+            made_on = rule.document.get("precision")
+            if made_on not in (None, engine.backend.precision):
+                _remark(arguments, f"{rule.path} was made in {made_on}, and this runs in {engine.backend.precision}")
         targets = _targets(sources, arguments.out)  # makes --out, so only once the engine is known to work
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
         return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate)
 
 
+def _rule(arguments: argparse.Namespace) -> EventRule | Calibration:
+    from vadrun.calibration import Calibration
+    from vadrun.events import EventRule
+
+    names = ("threshold", "release", "min_length", "merge_gap")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.calibration is None:
+        return EventRule(**given)
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UserError(f"--calibration has thresholds of its own: leave out {options}, or leave it out")
+    return Calibration.read(arguments.calibration)
+
+
 def _run_all(
     arguments: argparse.Namespace,
     engine: Engine,
-    rule: EventRule,
+    rule: EventRule | Calibration,
     jobs: list[tuple[Path, Path | None]],
     gate: GateRule | None,
 ) -> int:
@@ -196,7 +219,7 @@ def _run_all(
 def _run_jobs(
     arguments: argparse.Namespace,
     engine: Engine,
-    rule: EventRule,
+    rule: EventRule | Calibration,
     jobs: list[tuple[Path, Path | None]],
     pipeline: Pipeline,
 ) -> int:
@@ -249,7 +272,7 @@ def _run_one(
     pipeline: Pipeline,
     number: int,
     target: Path | None,
-    rule: EventRule,
+    rule: EventRule | Calibration,
     progress: ProgressLine,
     versions: dict[str, str],
 ) -> VideoResult:

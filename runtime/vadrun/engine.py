@@ -47,7 +47,7 @@ class Engine:
         Args:
             path: the bundle's directory.
             backend: "auto", or a name such as "onnxruntime", "openvino", "onnxruntime:cpu".
-            precision: arithmetic of the encoder: "auto", "fp32", "bf16" or "fp16".
+            precision: arithmetic of the encoder: "auto", "fp32", "bf16", "fp16" or "int8".
             threads: inference threads; None leaves it to the library.
             batch: how many frames go through the encoder in one call.
 
@@ -135,8 +135,12 @@ class Engine:
         )
         return [scores_from_logits(logits, alignment, model.anomaly) for logits, alignment in pairs]
 
-    def logits(self, features: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def logits(
+        self, features: NDArray[np.floating], text: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What :meth:`score` turns into probabilities: logits [n] and alignment logits [n,m].
+
+        With ``text`` [m,d] they are of those classes, not of the bundle's.
 
         Raises:
             UserError: as :meth:`score`.
@@ -151,11 +155,12 @@ class Engine:
                 f"the feature of snippet {int(bad.argmax())} is not finite ({int(bad.sum())} of {len(bad)} are "
                 "not): extract it again"
             )
+        classes = self._text if text is None else text
         return score_features(
             features,
             model.positions,
-            len(model.labels),
-            lambda chunk, lengths: self.backend.head(chunk, lengths, self._text),
+            len(classes),
+            lambda chunk, lengths: self.backend.head(chunk, lengths, classes),
         )
 
     def close(self) -> None:

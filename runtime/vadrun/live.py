@@ -23,6 +23,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vadrun.calibration import Calibration
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
@@ -74,7 +75,7 @@ class Camera:
 def run_live(
     engine: Engine,
     sources: Sequence[str | Path],
-    rule: EventRule,
+    rule: EventRule | Calibration,
     sink: LiveSink | None = None,
     gate: GateRule | None = None,
     stop: threading.Event | None = None,
@@ -141,9 +142,10 @@ class _Watched:
 
     def first_scores(self, scores: Scores) -> None:
         """Scores of the present chunk."""
+        shown = self.scorer.class_probabilities(scores)
         for row, (snippet, _, _) in enumerate(self.scorer.chunk):
             if snippet.index >= self.scored:
-                anomaly, classes = float(scores.anomaly[row]), scores.alignment[row]
+                anomaly, classes = float(scores.anomaly[row]), shown[row]
                 self._first(snippet.index, snippet.start, snippet.end, anomaly, classes)
 
     def snippet(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
@@ -168,7 +170,7 @@ class _Live:
         self,
         engine: Engine,
         sources: list[Path],
-        rule: EventRule,
+        rule: EventRule | Calibration,
         sink: LiveSink | None,
         gate: GateRule | None,
         stop: threading.Event,

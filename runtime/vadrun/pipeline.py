@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadrun.audit import GateAudit
+from vadrun.calibration import CalibratedDetector, Calibration
 from vadrun.decoders import SOFTWARE
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.gate import GateRule, Verdict
+from vadrun.scoring import Scores
 from vadrun.video import Snippet, Video, VideoInfo
 
 Floats = NDArray[np.float32]
@@ -68,7 +70,7 @@ class VideoResult:
     gate: dict[str, Any] | None = None  # what the gate did and what it cost, see GateAudit.to_json
     timings: Timings = field(default_factory=Timings)
 
-    def to_json(self, engine: Engine, rule: EventRule, versions: dict[str, str]) -> dict[str, Any]:
+    def to_json(self, engine: Engine, rule: EventRule | Calibration, versions: dict[str, str]) -> dict[str, Any]:
         """The content of ``result.json``."""
         bundle = engine.bundle
         backend = engine.backend
@@ -119,7 +121,7 @@ class Encoded(NamedTuple):
 def run_video(
     engine: Engine,
     source: str | Path,
-    rule: EventRule,
+    rule: EventRule | Calibration,
     sink: Sink | None = None,
     progress: Progress | None = None,
     *,
@@ -131,15 +133,15 @@ def run_video(
     Args:
         engine: the loaded bundle.
         source: the video file.
-        rule: what makes scores an event.
+        rule: what makes scores an event: one rule for the anomaly score, or a calibration with one for each class.
         sink: takes every snippet and event in order, as soon as their chunk is scored.
         progress: called after every batch.
         gate: encodes only where something happens.
         decoder: as :class:`vadrun.Video` has it.
 
     Raises:
-        UserError: the file is no video that can be read. Damage further on is not an error: the scores up to
-            there are given, and :attr:`VideoResult.damage` says what happened.
+        UserError: the file is no video that can be read, or the calibration is not the bundle's. Damage further on is
+            not an error: the scores up to there are given, and :attr:`VideoResult.damage` says what happened.
         DecoderFailed: a hardware decoder gave up; begin again with software and a new sink.
     """
     with Pipeline(engine, [source], gate, decoder) as pipeline:
@@ -192,7 +194,11 @@ class Pipeline:
         return Pipeline(self._engine, [self._sources[number]], self._gate)
 
     def score(
-        self, number: int, rule: EventRule, sink: Sink | None = None, progress: Progress | None = None
+        self,
+        number: int,
+        rule: EventRule | Calibration,
+        sink: Sink | None = None,
+        progress: Progress | None = None,
     ) -> VideoResult:
         """Score the source of this number; those before it that were not scored are passed over.
 
@@ -237,13 +243,21 @@ class Scorer:
     """Scores one video's features chunk by chunk and fills its result."""
 
     def __init__(
-        self, engine: Engine, rule: EventRule, sink: Sink | None, result: VideoResult, gate: GateRule | None
+        self,
+        engine: Engine,
+        rule: EventRule | Calibration,
+        sink: Sink | None,
+        result: VideoResult,
+        gate: GateRule | None,
     ) -> None:
+        if isinstance(rule, Calibration):
+            rule.check(engine.bundle)
+        self._rule = rule
         self._engine, self._sink, self._result = engine, sink, result
-        self._detector = EventDetector(rule, engine.labels)
-        self._audit = None if gate is None else GateAudit(gate, rule.threshold)
+        self._detector = self._new_detector()
+        self._audit = None if gate is None else GateAudit(gate)
         # In the shadow, what a gated run would have found.
-        self._shadow = EventDetector(rule, engine.labels) if gate is not None and gate.shadow else None
+        self._shadow = self._new_detector() if gate is not None and gate.shadow else None
         self._chunk: list[Encoded] = []
 
     @property
@@ -277,19 +291,38 @@ class Scorer:
         if any(encoded.held is not encoded.feature for encoded in self._chunk):
             held = self._engine.score(np.stack([encoded.held for encoded in self._chunk]))
         result.timings.score += time.perf_counter() - started
+        shown = self.class_probabilities(scores)
+        lost = self._over(scores) & ~self._over(held)
         for row, (snippet, _, _) in enumerate(self._chunk):
             value, classes = float(scores.anomaly[row]), scores.alignment[row]
             result.peak = value if result.peak is None else max(result.peak, value)
             if sink is not None:
-                sink.snippet(snippet.index, snippet.start, snippet.end, value, classes)
+                sink.snippet(snippet.index, snippet.start, snippet.end, value, shown[row])
             self._emit(self._detector.push(snippet.index, snippet.start, snippet.end, value, classes))
             if self._audit is not None:
                 other = float(held.anomaly[row])
-                self._audit.push(snippet.verdict, value, other)
+                self._audit.push(snippet.verdict, value, other, lost=bool(lost[row].any()))
                 if self._shadow is not None:
                     place = (snippet.index, snippet.start, snippet.end)
                     self._audit.shadow_events(self._shadow.push(*place, other, held.alignment[row]))
         self._chunk.clear()
+
+    def class_probabilities(self, scores: Scores) -> NDArray[np.floating]:
+        """What is shown of the classes, [n,m]: calibrated where the rule is a calibration that can."""
+        if isinstance(self._rule, Calibration):
+            return self._rule.class_probabilities(scores.anomaly, scores.alignment)
+        return scores.alignment
+
+    def _new_detector(self) -> EventDetector | CalibratedDetector:
+        if isinstance(self._rule, Calibration):
+            return self._rule.detector()
+        return EventDetector(self._rule, self._engine.labels)
+
+    def _over(self, scores: Scores) -> NDArray[np.bool_]:
+        """Whether a score reaches its threshold: [n,1], or [n,m-1] with a calibration's thresholds for each class."""
+        if isinstance(self._rule, Calibration):
+            return self._rule.reached(scores.anomaly, scores.alignment)
+        return np.asarray(scores.anomaly[:, None] >= self._rule.threshold)
 
     def _emit(self, events: list[Event]) -> None:
         for event in events:

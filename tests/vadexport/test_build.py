@@ -196,7 +196,7 @@ def test_a_graph_that_differs_from_pytorch_stops_the_build(
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"precision": "int8"}, "there is no precision 'int8': take one of fp32, fp16"),
+        ({"precision": "int4"}, "there is no precision 'int4': take one of fp32, fp16, int8"),
         ({"dataset": "shanghai"}, "shanghai"),
         ({"crop": "left"}, "crop is 'left'"),
     ],

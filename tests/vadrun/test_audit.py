@@ -36,12 +36,12 @@ def test_the_bound_holds_as_often_as_it_says(mean: float, kind: str) -> None:
 
 
 def test_counts_errors_and_misses() -> None:
-    audit = GateAudit(GateRule(), threshold=0.5)
-    audit.push(Verdict.ENCODE, 0.9, 0.9)
+    audit = GateAudit(GateRule())
+    audit.push(Verdict.ENCODE, 0.9, 0.9, lost=0.9 >= 0.5 > 0.9)
     for own, held in ((0.2, 0.1), (0.7, 0.4), (0.6, 0.6), (0.3, 0.7)):
-        audit.push(Verdict.AUDIT, own, held)
+        audit.push(Verdict.AUDIT, own, held, lost=own >= 0.5 > held)
     for _ in range(15):
-        audit.push(Verdict.HOLD, 0.1, 0.1)
+        audit.push(Verdict.HOLD, 0.1, 0.1, lost=0.1 >= 0.5 > 0.1)
     found = audit.to_json([])
     assert (found["snippets"], found["encoded"], found["gated"], found["audited"]) == (20, 5, 19, 4)
     assert found["share_gated"] == 0.95
@@ -53,16 +53,16 @@ def test_counts_errors_and_misses() -> None:
 
 
 def test_nothing_gated_means_nothing_missed() -> None:
-    audit = GateAudit(GateRule(), threshold=0.5)
-    audit.push(Verdict.ENCODE, 0.9, 0.9)
+    audit = GateAudit(GateRule())
+    audit.push(Verdict.ENCODE, 0.9, 0.9, lost=0.9 >= 0.5 > 0.9)
     found = audit.to_json([event(0, 1)])
     assert found["score_error"] is None and found["events_missed"] == {"estimate": 0, "exact": True}
 
 
 def test_the_shadow_counts_events() -> None:
-    audit = GateAudit(GateRule(shadow=True), threshold=0.5)
-    audit.push(Verdict.ENCODE, 0.9, 0.9)
-    audit.push(Verdict.HOLD, 0.8, 0.9)
+    audit = GateAudit(GateRule(shadow=True))
+    audit.push(Verdict.ENCODE, 0.9, 0.9, lost=0.9 >= 0.5 > 0.9)
+    audit.push(Verdict.HOLD, 0.8, 0.9, lost=0.8 >= 0.5 > 0.9)
     audit.shadow_events([event(0.5, 1.5)])
     found = audit.to_json([event(0, 1), event(5, 6)])
     assert found["mode"] == "shadow"

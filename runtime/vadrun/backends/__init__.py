@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vadrun.bundle import Bundle
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 class Missing(str):
@@ -45,7 +45,7 @@ class Backend(Protocol):
 
     name: str  # as the user names it: "onnxruntime", "openvino"
     device: str  # "cpu", "cuda"
-    precision: str  # arithmetic of the encoder: "fp32", "fp16", "bf16" (the head is always fp32)
+    precision: str  # arithmetic of the encoder: "fp32", "fp16", "bf16", "int8" (the head is always fp32)
     library: str  # name and version of the library
     encoder_file: str  # which graph of the bundle it took
     batch_limit: int | None = None  # frames that one call of the encoder takes at most; None: any number

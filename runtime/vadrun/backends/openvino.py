@@ -51,10 +51,16 @@ class OpenvinoBackend(Backend):
         # said in the result. The certificate holds what it changes (limits of its own).
         if options.precision == "fp16" or (options.precision == "bf16" and not capable):
             raise BackendError(f"does not compute in {options.precision} on this CPU")
-        self.precision = "bf16" if capable and options.precision in ("auto", "bf16") else "fp32"
         kept = model_cache(bundle.sha256)
         held = bundle.encoder_precisions
-        self.encoder_file = bundle.file("encoder", "fp32" if "fp32" in held else "fp16").name
+        graph: str | None = next((p for p in ("fp32", "fp16") if p in held), None)
+        if "int8" in held and options.precision in ("auto", "int8"):
+            graph = "int8"
+        if graph is None or (options.precision == "int8" and graph != "int8"):
+            raise BackendError(f"finds no encoder for {options.precision} in the bundle")
+        rest = "bf16" if capable and options.precision != "fp32" else "fp32"
+        self.precision = "int8" if graph == "int8" else rest
+        self.encoder_file = bundle.file("encoder", graph).name
 
         def compiled(name: str, precision: str) -> Any:
             path = bundle.root / name
@@ -71,7 +77,7 @@ class OpenvinoBackend(Backend):
             except RuntimeError as error:
                 raise BackendError(f"cannot load {path}: {str(error).strip().splitlines()[-1]}") from error
 
-        encoder = compiled(self.encoder_file, self.precision)
+        encoder = compiled(self.encoder_file, rest)
         # The head stays in float32: the threshold in H_sim turns rounding into jumps.
         head = compiled(bundle.file("head").name, "fp32")
         inputs = [*encoder.inputs, *head.inputs]

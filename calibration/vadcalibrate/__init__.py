@@ -1,0 +1,1 @@
+"""Calibration of a bundle on the user's own footage: INT8 ranges, and alarm thresholds in false alarms per day."""

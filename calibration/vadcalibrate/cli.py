@@ -1,0 +1,231 @@
+"""The ``vadcalibrate`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vadrun.console import ProgressLine, run_command, version
+from vadrun.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = argparse.ArgumentParser(
+        prog="vadcalibrate",
+        description="Calibrate a bundle on footage of your own.",
+        epilog="exit codes: 0 done; 2 an input cannot be used.",
+    )
+    p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    a = commands.add_parser(
+        "alarms",
+        help="normal footage -> thresholds for a wanted rate of false alarms",
+        description="Set thresholds for a wanted rate of false alarms, from footage of one camera in which nothing "
+        "happened. Long footage is scored once with vadrun --out, and its results are given here.",
+    )
+    a.add_argument("--engine", required=True, type=Path, metavar="DIR", help="the bundle that will run")
+    a.add_argument(
+        "--normal",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="footage in which nothing happened: videos, folders of them, or folders of vadrun's results",
+    )
+    a.add_argument(
+        "--false-alarms-per-day", required=True, type=float, metavar="X", help="wanted, of all classes together"
+    )
+    a.add_argument("--out", required=True, type=Path, metavar="FILE", help="the calibration file to write")
+    a.add_argument("--camera", metavar="NAME", help="which camera it is for")
+    a.add_argument(
+        "--confidence", type=float, default=0.95, metavar="P", help="that the rate is no higher (default 0.95)"
+    )
+    a.add_argument(
+        "--merge-gap", type=float, default=10.0, metavar="SEC", help="nearer alarms of a class are one (default 10)"
+    )
+    a.add_argument(
+        "--allow-short", action="store_true", help="where the footage is too short, take the rate that it can show"
+    )
+    e = a.add_argument_group("events that were seen (optional)")
+    e.add_argument(
+        "--labelled",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="clips with events: they give minimum lengths, release levels and probabilities, and show what is found",
+    )
+    e.add_argument("--annotations", type=Path, metavar="CSV", help="their events: video,label,start,end in frames")
+    _add_running(a)
+
+    i = commands.add_parser(
+        "ranges",
+        help="footage -> activation ranges for vadexport build --precision int8",
+        description="Take the ranges that INT8 needs from frames of your own footage, chosen to differ.",
+    )
+    i.add_argument("--engine", required=True, type=Path, metavar="DIR", help="a float32 bundle of the checkpoint")
+    i.add_argument("--videos", required=True, nargs="+", type=Path, metavar="PATH", help="videos, or folders of them")
+    i.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file of ranges to write (.npz)")
+    i.add_argument("--frames", type=int, default=128, metavar="N", help="to choose (default 128)")
+    i.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+    r = commands.add_parser(
+        "report",
+        help="draw a calibration file",
+        description="Draw a calibration: scores of normal footage, thresholds against alarms a day, labelled events.",
+    )
+    r.add_argument("calibration", type=Path, metavar="FILE")
+    r.add_argument("--out", required=True, type=Path, metavar="DIR", help="where index.html and its pictures go")
+    r.add_argument("--force", action="store_true", help="replace a folder that is already there")
+    return p
+
+
+def _add_running(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    run = p.add_argument_group("how to run")
+    run.add_argument("--backend", default="auto", metavar="NAME", help="as for vadrun")
+    run.add_argument("--precision", default="auto", metavar="P", help="as for vadrun")
+    run.add_argument("--threads", type=int, metavar="N", help="inference threads")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    commands = {"alarms": _alarms, "ranges": _ranges, "report": _report}
+
+    def body() -> int:
+        try:
+            return commands[arguments.command](arguments)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"this needs {error.name}, which is not installed: pip install 'vadclip-edge[calibrate]'"
+            ) from error
+
+    return run_command("vadcalibrate", body)
+
+
+def _alarms(arguments: argparse.Namespace) -> int:
+    from vadcalibrate import document, labelled, probability
+    from vadcalibrate.alarms import set_thresholds
+    from vadcalibrate.footage import read_footage
+    from vadrun.calibration import Calibration
+    from vadrun.engine import Engine
+    from vadrun.files import write_json
+
+    _check(arguments)
+    with Engine.load(
+        arguments.engine, arguments.backend, precision=arguments.precision, threads=arguments.threads
+    ) as engine:
+        labels = engine.bundle.model.labels
+        with _Progress(arguments.quiet) as progress:
+            clips = read_footage(arguments.labelled, engine, progress) if arguments.labelled else []
+            events = labelled.read_events(arguments.annotations, clips, labels) if clips else []
+            normal = read_footage(arguments.normal, engine, progress)
+        both = {item.source for item in normal} & {clips[event.clip].source for event in events}
+        if both:
+            raise UserError(f"{sorted(both)[0]} is given as normal, but has labelled events: take it out of --normal")
+        rules = labelled.shaped_rules(labels, clips, events, arguments.merge_gap)
+        thresholds = set_thresholds(
+            normal, rules, arguments.false_alarms_per_day, arguments.confidence, arguments.allow_short
+        )
+        fitted = None
+        if clips:
+            fitted = probability.fit(clips, labelled.true_classes(clips, events, labels), labels)
+        value = document.document(
+            engine, arguments.camera, normal, thresholds, labelled.outcomes(clips, events, thresholds), fitted
+        )
+    write_json(arguments.out, value)
+    Calibration.read(arguments.out)
+    print(json.dumps(value, indent=2, ensure_ascii=False) if arguments.json else document.summary(value))
+    if clips and fitted is None and not arguments.quiet:
+        print(
+            f"no probabilities: they need {probability.LEAST_CLIPS} labelled clips, and there are {len(clips)}",
+            file=sys.stderr,
+        )
+    if not arguments.json:
+        print(f"calibration in {arguments.out}; next: vadrun VIDEO --engine {arguments.engine} --calibration FILE")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.false_alarms_per_day < float("inf"):
+        raise UserError(f"--false-alarms-per-day is {arguments.false_alarms_per_day:g}: give a number above 0")
+    if not 0.5 <= arguments.confidence < 1:
+        raise UserError(f"--confidence is {arguments.confidence:g}: give 0.5 or more and less than 1")
+    if bool(arguments.labelled) != (arguments.annotations is not None):
+        raise UserError("--labelled and --annotations go together: give the clips and the file of their events")
+    if not arguments.out.parent.is_dir() or arguments.out.is_dir():
+        raise UserError(f"--out is {arguments.out}: give a file in a folder that is there")
+
+
+def _ranges(arguments: argparse.Namespace) -> int:
+    from vadcalibrate.diverse import LEAST, choose_frames
+    from vadcalibrate.ranges import collect
+    from vadrun.engine import Engine
+
+    if arguments.frames < LEAST:
+        raise UserError(f"--frames is {arguments.frames}: give {LEAST} or more")
+    if arguments.out.suffix != ".npz" or not arguments.out.parent.is_dir():
+        raise UserError(f"--out is {arguments.out}: give a file that ends in .npz, in a folder that is there")
+    with Engine.load(arguments.engine, precision="fp32") as engine:
+        reading = ProgressLine("reading", not arguments.quiet)
+        chosen = choose_frames(engine, arguments.videos, arguments.frames, partial(reading.count, what="videos"))
+        reading.clear()
+        bundle = engine.bundle
+    running = ProgressLine("running", not arguments.quiet)
+    made = collect(bundle, chosen, partial(running.count, what="frames"))
+    running.clear()
+    made.save(arguments.out)
+    print(
+        f"ranges of {len(made.linears)} linears from {made.origin['frames']} frames of {chosen.videos} videos, chosen "
+        f"from {chosen.candidates} (none is further from them than {chosen.reach:.3f} in cosine distance); "
+        f"{len(made.frames)} more to check with"
+    )
+    print(f"next: vadexport build --checkpoint FILE --precision int8 --ranges {arguments.out} --out DIR")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from vadcalibrate.report import write_report
+    from vadrun.calibration import Calibration
+    from vadrun.files import whole_directory
+
+    calibration = Calibration.read(arguments.calibration)
+    if arguments.out.exists() and not arguments.force:
+        raise UserError(f"{arguments.out} exists already: name another folder or give --force")
+    with whole_directory(arguments.out, replace=True) as folder:
+        write_report(calibration, folder)
+    print(f"report in {arguments.out}: open its index.html")
+    return 0
+
+
+class _Progress:
+    """A progress line for each video in turn."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._name = ""
+        self._line: ProgressLine | None = None
+
+    def __call__(self, name: str, done: float, total: float | None) -> None:
+        if name != self._name or self._line is None:
+            self._name, self._line = name, ProgressLine(name, not self._quiet)
+        self._line.update(done, total)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._line is not None:
+            self._line.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A calibration as pictures and a page: ``index.html`` and PNG files in one folder."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vadcalibrate.document import summary
+from vadcalibrate.rates import rate_above, rate_below
+from vadrun.calibration import Calibration
+from vadrun.errors import UserError
+
+INDEX = "index.html"
+_DPI = 100
+_STYLE = (
+    "body{font-family:sans-serif;margin:2em auto;max-width:72em;padding:0 1em}"
+    "pre{background:#f4f4f4;padding:1em;overflow-x:auto}img{max-width:100%}"
+)
+
+
+def write_report(calibration: Calibration, folder: Path) -> None:
+    """Draw into an existing folder.
+
+    Raises:
+        UserError: the file lacks what is drawn.
+    """
+    value = dict(calibration.document)
+    try:
+        figures = [
+            ("scores.png", "Scores of the normal footage; the dashed line is the threshold", _scores(value)),
+            ("alarms.png", "Threshold against false alarms a day, with limits", _alarms(value)),
+        ]
+        if value["labelled"]:
+            figures.append(("events.png", "Labelled events: the highest threshold that finds them", _events(value)))
+        if value["reliability"] is not None:
+            figures.append(("reliability.png", "Reliability on clips that were held out", _reliability(value)))
+        text, method = summary(value), str(value["method"])
+        title = f"Calibration of {value['camera'] or 'a camera without a name'}"
+        origin = f"{value['date']}, bundle {value['bundle'][:12]}, {value['backend']}"
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{calibration.path} lacks what a report shows ({error}): make it again with vadcalibrate alarms"
+        ) from error
+    for name, _, figure in figures:
+        figure.savefig(folder / name, dpi=_DPI)
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+        f"<style>{_STYLE}</style></head>",
+        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(origin)}</p>",
+        f"<pre>{html.escape(text)}</pre><p>{html.escape(method)}</p>",
+    ]
+    for name, what, _ in figures:
+        parts.append(f'<h2>{html.escape(what)}</h2><p><img src="{name}" alt="{html.escape(what)}"></p>')
+    (folder / INDEX).write_text("\n".join([*parts, "</body></html>", ""]), encoding="utf-8")
+
+
+def _grid(value: dict[str, Any], height: float) -> tuple[Figure, list[Any]]:
+    """A small picture for each class."""
+    count = len(value["classes"])
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.6 * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def _odds(values: Any) -> Any:
+    clipped = np.clip(np.asarray(values, float), 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped))
+
+
+def _name_scores(axes: Any) -> None:
+    """Scores on an axis of log-odds."""
+    ticks = [0.001, 0.1, 0.5, 0.9, 0.999]
+    axes.set_xticks(_odds(ticks), [f"{tick:g}" for tick in ticks])
+
+
+def _scores(value: dict[str, Any]) -> Figure:
+    figure, grid = _grid(value, 2.6)
+    for axes, (label, entry) in zip(grid, value["classes"].items(), strict=True):
+        axes.stairs(np.maximum(entry["scores"], 0.5), value["score_edges"], fill=True, baseline=0.5)
+        axes.axvline(_odds(entry["threshold"]), color="tab:red", linestyle="--", linewidth=1)
+        axes.axvline(_odds(entry["release"]), color="tab:orange", linestyle=":", linewidth=1)
+        axes.set(yscale="log", xlabel="class score", ylabel="snippets")
+        axes.set_title(_plain(label), fontsize=10)
+        _name_scores(axes)
+    return figure
+
+
+def _alarms(value: dict[str, Any]) -> Figure:
+    figure, grid = _grid(value, 2.8)
+    days, confidence = value["footage"]["hours"] / 24, value["confidence"]
+    levels = _odds(value["levels"])
+    for axes, (label, entry) in zip(grid, value["classes"].items(), strict=True):
+        counts = np.asarray(entry["curve"])
+        known = {int(count) for count in counts}
+        above = {count: rate_above(count, days, confidence) for count in known}
+        below = {count: rate_below(count, days, confidence) for count in known}
+        axes.fill_between(
+            levels, [below[c] for c in counts], [above[c] for c in counts], alpha=0.25, linewidth=0, step="mid"
+        )
+        axes.step(levels, counts / days, where="mid")
+        axes.axvline(_odds(entry["threshold"]), color="tab:red", linestyle="--", linewidth=1)
+        axes.axhline(value["wanted"], color="grey", linewidth=0.8)
+        axes.set(xlabel="threshold", ylabel="alarms a day", yscale="symlog")
+        axes.set_ylim(0, None)
+        axes.set_title(_plain(label), fontsize=10)
+        _name_scores(axes)
+    return figure
+
+
+def _events(value: dict[str, Any]) -> Figure:
+    figure, grid = _grid(value, 2.6)
+    for axes, (label, entry) in zip(grid, value["classes"].items(), strict=True):
+        mine = [outcome["level"] for outcome in value["labelled"] if outcome["label"] == label]
+        reached = np.array([np.nan if level is None else level for level in mine], float)
+        levels = np.asarray(value["levels"])
+        found = [(reached >= level).sum() for level in levels]
+        axes.step(_odds(levels), found, where="mid")
+        axes.axvline(_odds(entry["threshold"]), color="tab:red", linestyle="--", linewidth=1)
+        axes.set(xlabel="threshold", ylabel=f"events found, of {len(mine)}", ylim=(-0.1, max(len(mine), 1) + 0.1))
+        axes.set_title(_plain(label), fontsize=10)
+        _name_scores(axes)
+    return figure
+
+
+def _reliability(value: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+    for name, what in (("before", "class scores"), ("after", value["probabilities"]["method"])):
+        entry = value["reliability"][name]
+        axes.plot(entry["said"], entry["happened"], "o-", label=f"{what}: error {entry['error']:.3f}")
+    axes.set(xlabel="probability that is said", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def _plain(label: str) -> str:
+    return label.replace("$", r"\$")  # a "$" would begin a formula

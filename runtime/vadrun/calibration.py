@@ -1,0 +1,258 @@
+"""Calibration files: a threshold for each class, for one camera and one bundle, and what class scores mean there.
+
+``vadcalibrate alarms`` makes them; the runtime reads and applies them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vadrun.bundle import Bundle
+from vadrun.errors import UserError
+from vadrun.events import Event, EventDetector, EventRule
+from vadrun.files import sha256
+
+SCHEMA = 1
+KIND = "vadclip-edge calibration"
+METHODS = ("temperature", "isotonic")
+
+Floats = NDArray[np.float64]
+_LEAST = 1e-9  # of a probability, before its logarithm is taken
+
+
+def class_scores(anomaly: NDArray[np.floating], alignment: NDArray[np.floating]) -> Floats:
+    """The anomaly score, shared out to the classes: [n,m] with rows that sum to 1, column 0 the normal class.
+
+    Class c gets ``anomaly * alignment[c] / (sum of the abnormal alignment)``. Where the alignment branch scores, this
+    is the alignment itself.
+
+    Args:
+        anomaly: anomaly scores [n].
+        alignment: class probabilities [n,m].
+    """
+    score = np.asarray(anomaly, np.float64)
+    abnormal = np.asarray(alignment, np.float64)[:, 1:]
+    whole = abnormal.sum(axis=1, keepdims=True)
+    share = np.where(whole > 0, abnormal / np.where(whole > 0, whole, 1.0), 1.0 / abnormal.shape[1])
+    return np.concatenate([(1.0 - score)[:, None], score[:, None] * share], axis=1)
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """What class scores mean, learned from labelled clips.
+
+    Attributes:
+        method: "temperature": ``p_c ~ score_c^(1/T)``; "isotonic": a rising curve for each abnormal class.
+        temperature: T.
+        curves: label -> (scores, probabilities), both rising; between them the curve is straight.
+    """
+
+    method: str
+    temperature: float = 1.0
+    curves: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None
+
+    def of(self, scores: Floats, labels: tuple[str, ...]) -> Floats:
+        """Probabilities [n,m] of :func:`class_scores` [n,m]; rows sum to 1."""
+        if self.method == "temperature":
+            logits = np.log(np.maximum(scores, _LEAST)) / self.temperature
+            e = np.exp(logits - logits.max(axis=1, keepdims=True))
+            return np.asarray(e / e.sum(axis=1, keepdims=True))
+        found = np.zeros_like(scores)
+        for column, label in enumerate(labels[1:], start=1):
+            x, y = (self.curves or {})[label]
+            found[:, column] = np.interp(scores[:, column], x, y)
+        # Curves are fitted one by one and may promise more than 1 together.
+        found /= np.maximum(found.sum(axis=1, keepdims=True), 1.0)
+        found[:, 0] = np.maximum(1.0 - found[:, 1:].sum(axis=1), 0.0)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """For the file."""
+        if self.method == "temperature":
+            return {"method": self.method, "temperature": self.temperature}
+        curves = {label: {"score": list(x), "probability": list(y)} for label, (x, y) in (self.curves or {}).items()}
+        return {"method": self.method, "curves": curves}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], labels: tuple[str, ...]) -> Probabilities:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        if value["method"] == "temperature":
+            temperature = float(value["temperature"])
+            if not (math.isfinite(temperature) and temperature > 0):
+                raise ValueError(f"the temperature is {temperature:g}")
+            return cls("temperature", temperature)
+        if value["method"] != "isotonic":
+            raise ValueError(f"the method is {value['method']!r}, not one of {', '.join(METHODS)}")
+        curves = {}
+        for label in labels[1:]:
+            x, y = (tuple(float(v) for v in value["curves"][label][key]) for key in ("score", "probability"))
+            rising = len(x) == len(y) > 0 and all(np.diff(x) >= 0) and all(np.diff(y) >= 0)
+            if not (rising and all(0 <= v <= 1 for v in y)):
+                raise ValueError(f"the curve of {label!r} is no rising one from 0 to 1")
+            curves[label] = (x, y)
+        return cls("isotonic", curves=curves)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration file that has been read.
+
+    Attributes:
+        path: where it lies.
+        sha256: of the file.
+        camera: as the user named it; None for no one camera.
+        bundle: sha256 of the bundle's manifest.
+        labels: the m classes, normal first.
+        sampling: of the bundle.
+        rules: label of an abnormal class -> when its score (:func:`class_scores`) is an alarm.
+        probabilities: what class scores mean; None where no clips were labelled.
+        document: the whole file.
+    """
+
+    path: Path
+    sha256: str
+    camera: str | None
+    bundle: str
+    labels: tuple[str, ...]
+    sampling: Mapping[str, Any]
+    rules: Mapping[str, EventRule]
+    probabilities: Probabilities | None
+    document: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Calibration:
+        """Read a calibration file.
+
+        Raises:
+            UserError: it is none, or was made by a newer toolkit.
+        """
+        path = Path(path)
+        advice = "make it again with vadcalibrate alarms"
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: make it with vadcalibrate alarms") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): name a calibration file") from error
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}): {advice}") from error
+        if not isinstance(value, dict) or value.get("kind") != KIND or not isinstance(value.get("schema"), int):
+            raise UserError(f"{path} is not a calibration file: make one with vadcalibrate alarms")
+        if value["schema"] > SCHEMA:
+            raise UserError(f"{path} was made by a newer vadclip-edge: update vadclip-edge on this machine")
+        try:
+            labels = tuple(str(label) for label in value["labels"])
+            if set(value["classes"]) != set(labels[1:]):
+                raise ValueError("its classes are not its labels")
+            names = ("threshold", "release", "min_length", "merge_gap")
+            rules = {
+                label: EventRule(**{name: float(value["classes"][label][name]) for name in names})
+                for label in labels[1:]
+            }
+            maps = value["probabilities"]
+            probabilities = None if maps is None else Probabilities.from_json(maps, labels)
+            camera = None if value["camera"] is None else str(value["camera"])
+            bundle, sampling = str(value["bundle"]), dict(value["sampling"])
+        except UserError as error:
+            raise UserError(f"{path} cannot be used: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path} does not read as a calibration: {what}; {advice}") from error
+        return cls(path, sha256(path), camera, bundle, labels, sampling, rules, probabilities, value)
+
+    def check(self, bundle: Bundle) -> None:
+        """Hold the calibration against the bundle that shall run.
+
+        Raises:
+            UserError: it was made for other classes, another sampling or another bundle.
+        """
+        again = f"make one for {bundle.root} with vadcalibrate alarms"
+        if self.labels != bundle.model.labels:
+            raise UserError(
+                f"{self.path} was made for the classes {', '.join(self.labels)}, but the bundle has "
+                f"{', '.join(bundle.model.labels)}: {again}"
+            )
+        if dict(self.sampling) != bundle.sampling.to_manifest():
+            raise UserError(f"{self.path} was made for another sampling than the bundle's: {again}")
+        if self.bundle != bundle.sha256:
+            raise UserError(
+                f"{self.path} was made for another bundle (sha256 {self.bundle[:12]}, this one has "
+                f"{bundle.sha256[:12]}): {again}"
+            )
+
+    def detector(self) -> CalibratedDetector:
+        """A new detector for one video."""
+        return CalibratedDetector(self)
+
+    def reached(self, anomaly: NDArray[np.floating], alignment: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Whether each abnormal class's score is at its threshold or above, [n,m-1]."""
+        thresholds = np.array([self.rules[label].threshold for label in self.labels[1:]])
+        return np.asarray(class_scores(anomaly, alignment)[:, 1:] >= thresholds)
+
+    def class_probabilities(
+        self, anomaly: NDArray[np.floating], alignment: NDArray[np.floating]
+    ) -> NDArray[np.floating]:
+        """Class probabilities [n,m]: calibrated where the file can do it, the alignment as it is elsewhere."""
+        if self.probabilities is None:
+            return alignment
+        return self.probabilities.of(class_scores(anomaly, alignment), self.labels)
+
+    def promise(self) -> str:
+        """What the file says of false alarms, as a clause."""
+        total = self.document.get("total") or {}
+        try:
+            return (
+                f"at most {float(total['at_most']):.3g} false alarms a day with "
+                f"{float(self.document['confidence']):.0%} confidence"
+            )
+        except (KeyError, TypeError, ValueError):
+            return "without a bound on false alarms"
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``result.json``, in place of the one rule."""
+        return {
+            "calibration": str(self.path),
+            "sha256": self.sha256,
+            "camera": self.camera,
+            "probabilities": None if self.probabilities is None else self.probabilities.method,
+            "classes": {label: rule.to_json() for label, rule in self.rules.items()},
+        }
+
+
+class CalibratedDetector:
+    """One :class:`vadrun.events.EventDetector` for each class, on the class's own score.
+
+    Events of different classes may overlap; an event's peak is that of its class's score.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        labels = calibration.labels
+        self._detectors = [EventDetector(calibration.rules[label], [labels[0], label]) for label in labels[1:]]
+        self._one = np.array([0.0, 1.0])
+
+    def push(
+        self, index: int, start: float, end: float, anomaly: float, alignment: NDArray[np.floating]
+    ) -> list[Event]:
+        """As :meth:`vadrun.events.EventDetector.push`."""
+        scores = class_scores(np.array([anomaly]), np.asarray(alignment)[None])[0, 1:]
+        found: list[Event] = []
+        for detector, score in zip(self._detectors, scores, strict=True):
+            found += detector.push(index, start, end, float(score), self._one)
+        return sorted(found, key=lambda event: event.start)
+
+    def finish(self) -> list[Event]:
+        """The events that the end of the video makes certain."""
+        found = [event for detector in self._detectors for event in detector.finish()]
+        return sorted(found, key=lambda event: event.start)
