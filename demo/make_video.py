@@ -13,7 +13,16 @@ import av
 from vadclip.world import make_clip
 
 # Scenes of the test split, which neither CLIP nor VadCLIP has seen: (label, number of the clip).
-CLIPS = (("normal", 0), ("explosion", 1), ("normal", 4), ("accident", 2), ("normal", 2), ("accident", 1))
+CLIPS = (
+    ("normal", 0),
+    ("fighting", 3),
+    ("normal", 4),
+    ("accident", 3),
+    ("normal", 2),
+    ("riot", 2),
+    ("normal", 6),
+    ("explosion", 7),
+)
 SECONDS = (12.0, 14.0)
 
 

@@ -97,6 +97,9 @@ def _add_train(t: argparse.ArgumentParser) -> None:
     t.add_argument(
         "--validation", type=float, default=0.1, metavar="SHARE", help="of the videos that are set aside (default 0.1)"
     )
+    t.add_argument(
+        "--mask-padding", action="store_true", help="exclude padded positions, which the released models do not"
+    )
     t.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
     t.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto)")
     t.add_argument(
@@ -232,7 +235,7 @@ class _Training:
         from vadclip.train import new_model, train
 
         arguments = self.arguments
-        model = new_model(self.preset, self.clip, seed, design)
+        model = new_model(self.preset, self.clip, seed, design, mask_padding=arguments.mask_padding)
         bar = ProgressLine(f"training {out.name}", not arguments.quiet)
         scorer = None
         if arguments.select == "test":

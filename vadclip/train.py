@@ -57,7 +57,9 @@ class Result:
     checkpoint: Path
 
 
-def new_model(preset: Preset, clip: nn.Module, seed: int = 0, design: Design | None = None) -> VadCLIP:
+def new_model(
+    preset: Preset, clip: nn.Module, seed: int = 0, design: Design | None = None, *, mask_padding: bool = False
+) -> VadCLIP:
     """A model to train: the head fresh from ``seed``, CLIP as given and frozen.
 
     A design of one branch is scored by that branch, another one by the preset's.
@@ -65,6 +67,7 @@ def new_model(preset: Preset, clip: nn.Module, seed: int = 0, design: Design | N
     Args:
         preset: classes and sizes of the head.
         clip: an ``open_clip.model.CLIP``, such as :func:`vadclip.clip.pretrained` gives.
+        mask_padding: exclude padded positions everywhere, as the released models do not.
 
     Raises:
         UserError: the CLIP's sizes do not fit.
@@ -75,7 +78,15 @@ def new_model(preset: Preset, clip: nn.Module, seed: int = 0, design: Design | N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = ModelConfig(
-            width, preset.window, preset.layers, preset.labels, anomaly, preset.heads, clip=sizes, design=design
+            width,
+            preset.window,
+            preset.layers,
+            preset.labels,
+            anomaly,
+            preset.heads,
+            clip=sizes,
+            design=design,
+            mask_padding=mask_padding,
         )
         return VadCLIP(config, clip)
 

@@ -19,7 +19,7 @@ from tests.golden import Golden
 from vadclip import ModelConfig, VadCLIP, load_checkpoint
 from vadclip.config import ClipConfig
 from vadclip.lists import FeatureList
-from vadclip.presets import PRESETS
+from vadclip.presets import PRESETS, Preset
 from vadclip.recipes import RECIPES, Recipe, get_recipe
 from vadclip.selection import snippet_scorer
 from vadclip.train import Result, new_model, train
@@ -226,6 +226,24 @@ def test_all_is_trained_on_without_selection(toy: FeatureList, tmp_path: Path) -
     assert (row["rows"], row["batch"], row["score"]) == ("60", "3", "")
     assert result == Result(None, 0, tmp_path / "run" / "best.safetensors")
     assert not (tmp_path / "run" / "features").exists()
+
+
+def test_a_model_may_be_trained_with_its_padding_masked(toy: FeatureList, tmp_path: Path) -> None:
+    """The mask is in the configuration, so it is in the checkpoint; what the padding holds then changes nothing."""
+    classes = {"normal": "normal", "fire": "fire", "fight": "fight"}
+    preset = Preset("toy", 8, 1, 1, classes, "confidence", mirrored=False)
+    models = {
+        masked: new_model(preset, toy_model().clipmodel, 0, mask_padding=masked).eval() for masked in (False, True)
+    }
+    features = torch.randn(1, models[True].config.positions, WIDTH)
+    changed = features.clone()
+    changed[:, 20:] = torch.randn_like(changed[:, 20:])
+    for masked, model in models.items():
+        with torch.no_grad():
+            before, after = (model.video_features(x, torch.tensor([20]))[:, :20] for x in (features, changed))
+        assert torch.equal(before, after) == masked
+    result = train(models[True], toy, tmp_path / "run", replace(RECIPE, epochs=1), select="last", say=quiet)
+    assert load_checkpoint(result.checkpoint).config.mask_padding
 
 
 def test_another_run_is_not_gone_on_with(toy: FeatureList, whole: Path) -> None:

@@ -61,7 +61,7 @@ def train_clip(
     config: ClipConfig = WORLD_CLIP,
     embed_dim: int = EMBED_DIM,
     *,
-    epochs: int = 8,
+    epochs: int = 6,
     batch: int = 128,
     lr: float = 1e-3,
     seed: int = 0,
@@ -276,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--stills", required=True, type=Path, metavar="DIR", help="what python -m vadclip.world.stills made")
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
-    p.add_argument("--epochs", type=int, default=8, metavar="N", help="default 8")
+    p.add_argument("--epochs", type=int, default=6, metavar="N", help="default 6")
     p.add_argument("--batch", type=int, default=128, metavar="N", help="default 128")
     p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default 0.001)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default 0)")
