@@ -1,8 +1,10 @@
 """How long ``vadrun --help`` takes, against an interpreter that does nothing, and what it imports.
 
-With ``--bundle`` and ``--clip`` also how long it takes from the start of the command to the scores of a clip (take one of
-a snippet or two), when nothing is in OpenVINO's cache and when it is, and how much memory that needs. The files are read
-from memory either way, if there is enough of it to keep them. They take turns. Exit code 1 if anything large is imported: torch, onnx, numpy, PyAV or a backend's library.
+With ``--bundle`` and ``--clip`` also how long it takes from the start of the command to the scores of a clip (take one
+of a snippet or two), when nothing is in OpenVINO's cache and when it is, and how much memory that needs. The files are
+read from memory either way, if there is enough of it to keep them. They take turns.
+
+Exit code 1 if ``--help`` imports anything large: torch, onnx, numpy, PyAV or a backend's library.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def main() -> int:
 
 
 def first_score(bundle: Path, clip: Path, rounds: int) -> None:
-    """Print seconds and peak memory from the start of ``vadrun`` to the scores of a clip, without and with the cache."""
+    """Print seconds and peak memory of ``vadrun`` from its start to the scores of a clip, without and with the cache."""
     command = [sys.executable, "-m", "vadrun.cli", str(clip), "--engine", str(bundle), "--quiet"]
     runs: dict[str, list[measure.Run]] = {"first start": [], "second start": []}
     for _ in range(rounds):
