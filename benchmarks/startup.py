@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def first_score(bundle: Path, clip: Path, rounds: int) -> None:
-    """Print seconds and peak memory of ``vadrun`` from its start to the scores of a clip, without and with the cache."""
+    """Print seconds and peak memory from the start of ``vadrun`` to a clip's scores, without and with the cache."""
     command = [sys.executable, "-m", "vadrun.cli", str(clip), "--engine", str(bundle), "--quiet"]
     runs: dict[str, list[measure.Run]] = {"first start": [], "second start": []}
     for _ in range(rounds):
