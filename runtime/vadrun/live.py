@@ -28,7 +28,7 @@ from vadrun.events import Event, EventRule
 from vadrun.gate import GateRule
 from vadrun.pipeline import Holding, Scorer, VideoResult, encode_snippets
 from vadrun.scoring import Scores
-from vadrun.video import Decoded, Snippet, Video
+from vadrun.video import Shown, Snippet, Video
 
 WAIT = 0.25  # seconds
 EVERY = 0.5  # seconds
@@ -115,11 +115,11 @@ class _Paced(Video):
         self._stop = stop
         self.began = time.monotonic()
 
-    def frames(self) -> Iterator[Decoded]:
-        for decoded in super().frames():
-            if self._stop.wait(max(self.began + decoded.time - time.monotonic(), 0.0)):
+    def shown(self) -> Iterator[Shown]:
+        for shown in super().shown():
+            if self._stop.wait(max(self.began + shown.time - time.monotonic(), 0.0)):
                 return
-            yield decoded
+            yield shown
 
 
 class _Watched:
