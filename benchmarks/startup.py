@@ -1,6 +1,10 @@
 """How long ``vadrun --help`` takes, against an interpreter that does nothing, and what it imports.
 
-They take turns. Exit code 1 if anything large is imported: torch, onnx, numpy, PyAV or a backend's library.
+With ``--bundle`` and ``--clip`` also how long it takes from the start of the command to the scores of a clip (take one
+of a snippet or two), when nothing is in OpenVINO's cache and when it is, and how much memory that needs. The files are
+read from memory either way, if there is enough of it to keep them. They take turns.
+
+Exit code 1 if ``--help`` imports anything large: torch, onnx, numpy, PyAV or a backend's library.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from benchmarks import measure
 from vadrun.console import table
@@ -29,6 +34,8 @@ def main() -> int:
     """Measure and print."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     p.add_argument("--rounds", type=int, default=10, metavar="N", help="default 10")
+    p.add_argument("--bundle", type=Path, metavar="DIR", help="time the first score of this bundle too")
+    p.add_argument("--clip", type=Path, metavar="VIDEO", help="a short clip for that")
     a = p.parse_args()
     print(measure.machine("vadclip-edge"))
     others = measure.Others()
@@ -59,8 +66,29 @@ def main() -> int:
     modules = measure.run([sys.executable, "-c", LIST_MODULES]).output.split()
     large = [name for name in LARGE if name in modules]
     print(f"{len(modules)} modules are imported, {', '.join(large) if large else 'none'} of {', '.join(LARGE)}")
+    if a.bundle is not None and a.clip is not None:
+        first_score(a.bundle, a.clip, a.rounds)
     print(others)
     return 1 if large else 0
+
+
+def first_score(bundle: Path, clip: Path, rounds: int) -> None:
+    """Print seconds and peak memory from the start of ``vadrun`` to a clip's scores, without and with the cache."""
+    command = [sys.executable, "-m", "vadrun.cli", str(clip), "--engine", str(bundle), "--quiet"]
+    runs: dict[str, list[measure.Run]] = {"first start": [], "second start": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="vadclip-cache-") as cache:
+            os.environ["XDG_CACHE_HOME"] = cache
+            for found in runs.values():
+                found.append(measure.run(command))
+            size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
+    rows = [
+        [name, measure.spread([run.seconds for run in found], 2), measure.spread([run.peak for run in found], 0)]
+        for name, found in runs.items()
+    ]
+    print(table([f"to the scores of {clip.name}", "s", "peak MiB"], rows, right=(1, 2)))
+    faster = measure.ratios([r.seconds for r in runs["first start"]], [r.seconds for r in runs["second start"]])
+    print(f"the second is {measure.spread(faster, 2)} times as fast; the cache takes {size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

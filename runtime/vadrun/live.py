@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,8 +29,7 @@ from vadrun.events import Event, EventRule
 from vadrun.gate import GateRule
 from vadrun.pipeline import Holding, Scorer, VideoResult, features_of, images_of
 from vadrun.scoring import Scores
-from vadrun.skipping import Skipped
-from vadrun.video import Snippet, Video
+from vadrun.video import Shown, Snippet, Video
 
 WAIT = 0.25  # seconds
 EVERY = 0.5  # seconds
@@ -118,11 +116,11 @@ class _Paced(Video):
         self._stop = stop
         self.began = time.monotonic()
 
-    def _shown(self) -> Iterator[tuple[av.VideoFrame | Skipped, float, float]]:
-        for frame, at, duration in super()._shown():
-            if self._stop.wait(max(self.began + at - time.monotonic(), 0.0)):
+    def shown(self) -> Iterator[Shown]:
+        for shown in super().shown():
+            if self._stop.wait(max(self.began + shown.time - time.monotonic(), 0.0)):
                 return
-            yield frame, at, duration
+            yield shown
 
 
 class _Watched:

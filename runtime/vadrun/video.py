@@ -87,6 +87,14 @@ class Decoded(NamedTuple):
     duration: float
 
 
+class Shown(NamedTuple):
+    """The same of a frame, or of a picture that was not decoded."""
+
+    frame: av.VideoFrame | Skipped
+    time: float
+    duration: float
+
+
 @dataclass(frozen=True, eq=False)
 class Snippet:
     """A piece of video and the images that stand for it.
@@ -211,11 +219,12 @@ class Video:
 
         A frame should be let go before many more are read: the decoder's pool is behind it.
         """
-        for frame, time, duration in self._shown():
+        for frame, time, duration in self.shown():
             assert isinstance(frame, av.VideoFrame)  # nothing is skipped but for snippets
             yield Decoded(frame, time, duration)
 
-    def _shown(self) -> Iterator[tuple[av.VideoFrame | Skipped, float, float]]:
+    def shown(self) -> Iterator[Shown]:
+        """The same, and in their places the pictures that are not decoded because no snippet needs them."""
         timeline = Timeline()
         usual = 1 / self.info.rate
         for frame in self._all():
@@ -224,7 +233,7 @@ class Video:
             time = timeline.place(None if stamp is None else stamp - self.info.start, duration)
             self.decoded += 1
             self._faults.reached = time + duration
-            yield frame, time, duration
+            yield Shown(frame, time, duration)
 
     def snippets(
         self,
@@ -288,7 +297,7 @@ class Video:
             return Looked(convert(frame), Verdict.ENCODE) if guard is None else guard(frame)
 
         sampler = Sampler(sampling, looked)
-        for frame, time, duration in self._shown():
+        for frame, time, duration in self.shown():
             if guard is not None:
                 guard.now = time
             for sampled in sampler.push(frame, time, duration):

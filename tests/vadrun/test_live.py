@@ -82,6 +82,8 @@ def test_final_scores_are_those_of_files(engine: Engine, films: list[Path], gate
         assert camera.result.gate == result.gate
         assert len(camera.delays) == result.snippets
     assert set(sink.first) == set(sink.last)
+    # They are played at their own speed: nothing is scored before it has been shown.
+    assert min(delay for camera in cameras for delay in camera.delays) > -0.05
 
 
 def test_a_first_score_is_that_of_the_video_so_far(engine: Engine, films: list[Path], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def same(path: Path, sampling: Sampling | None = None, **rest: Any) -> list[Snip
 def skipped(path: Path) -> int:
     with Video(path) as video:
         video._skip(Sampling())
-        return sum(isinstance(frame, Skipped) for frame, _, _ in video._shown())
+        return sum(isinstance(frame, Skipped) for frame, _, _ in video.shown())
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts", "flv"])
@@ -65,7 +65,7 @@ def test_other_samplings_skip_nothing(tmp_path: Path) -> None:
     for sampling in (Sampling(pick="mean"), Sampling(by="time", seconds=0.64)):
         with Video(path) as video:
             video._skip(sampling)
-            assert not any(isinstance(frame, Skipped) for frame, _, _ in video._shown())
+            assert not any(isinstance(frame, Skipped) for frame, _, _ in video.shown())
 
 
 @pytest.mark.parametrize("ending", ["h264", "avi"])
