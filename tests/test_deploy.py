@@ -8,18 +8,26 @@ from pathlib import Path
 
 import pytest
 
+from vadcalibrate import cli as vadcalibrate
+from vadclip import cli as vadclip
 from vadexport import cli as vadexport
 from vadrun import cli as vadrun
 
 ROOT = Path(__file__).parent.parent
+PARSERS = {
+    "vadrun": vadrun.parser,
+    "vadclip": vadclip.parser,
+    "vadexport": vadexport.parser,
+    "vadcalibrate": vadcalibrate.parser,
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The vadrun and vadexport commands in a page's indented blocks."""
+    """The project's commands in a page's indented blocks."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = (line.strip() for line in text.splitlines() if line.startswith("    "))
-    return [shlex.split(line, comments=True) for line in lines if line.startswith(("vadrun ", "vadexport "))]
+    return [shlex.split(line, comments=True) for line in lines if line.partition(" ")[0] in PARSERS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -50,9 +58,7 @@ def test_images_take_all_that_the_wheel_is_made_of(path: Path) -> None:
 
 def understand(program: str, arguments: list[str]) -> None:
     """Parse a command line as the program would; argparse leaves it with SystemExit where it does not."""
-    if program == "vadexport":
-        vadexport.parser().parse_args(arguments)
-    elif arguments[:1] == ["devices"]:
+    if (program, *arguments[:1]) == ("vadrun", "devices"):
         vadrun.devices_parser().parse_args(arguments[1:])
     else:
-        vadrun.parser().parse_args(arguments)
+        PARSERS[program]().parse_args(arguments)
