@@ -299,6 +299,8 @@ def test_what_is_known_of_a_video(tmp_path: Path) -> None:
         "matrix": "bt601",
         "full_range": False,
         "start": 0.0,
+        "decoder": "software",
+        "decoder_why": None,
     }
     assert json.loads(json.dumps(info.to_json())) == info.to_json()
 
