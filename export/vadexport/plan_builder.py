@@ -196,8 +196,8 @@ class PlanBuilder:
 def memory_need(graph: int, options: BuilderOptions) -> int:
     """MiB of memory that building an encoder takes, about; ``graph`` is the size of its file in bytes.
 
-    Measured where it can be (docs/jetson.md): TensorRT-RTX's builder has three times the graph and 330 MiB resident.
-    The rest is a guess: half a gigabyte for CUDA, and scratch memory in which TensorRT tries its tactics.
+    TensorRT-RTX's builder has about three times the graph and 330 MiB resident (docs/jetson.md). The rest is a guess:
+    half a gigabyte for CUDA, and scratch memory in which TensorRT tries its tactics.
     """
     scratch = options.scratch_mib or _USUAL_SCRATCH_MIB
     return 830 + 3 * graph // _MIB + scratch

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from av.codec import CodecContext
 from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.video.stream import VideoStream
@@ -168,7 +169,7 @@ class GstreamerDecoder:
         self._first, self._base = first, stream.time_base
         self._stamps: dict[int, tuple[int, int]] = {}  # microseconds -> pts and duration in the stream's time base
         kind, to_annex_b = _PARSERS[codec]
-        self._filter = av.bitstream.BitStreamFilterContext(to_annex_b, stream)
+        self._filter = BitStreamFilterContext(to_annex_b, stream)
         try:
             self._pipeline = gst.parse_launch(
                 f"appsrc name=in format=time is-live=false caps=video/x-{kind},stream-format=byte-stream,alignment=au"

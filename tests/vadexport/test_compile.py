@@ -61,6 +61,17 @@ def network_types(path: Path) -> tuple[dict[str, str], set[str]]:
     return {x.name: str(x.dtype).removeprefix("DataType.") for x in tensors}, products
 
 
+ENCODER_TYPES = {"frames": "UINT8", "features": "FLOAT"}
+HEAD_TYPES = {"features": "FLOAT", "lengths": "INT64", "text": "FLOAT", "logits": "FLOAT", "alignment": "FLOAT"}
+
+
+def typed(bundle: Path, precision: str) -> None:
+    """The graphs of a bundle take, give and multiply the types that they should."""
+    products = {"DataType.HALF" if precision == "fp16" else "DataType.FLOAT"}
+    assert network_types(bundle / f"encoder.{precision}.onnx") == (ENCODER_TYPES, products)
+    assert network_types(bundle / "head.onnx") == (HEAD_TYPES, {"DataType.FLOAT"})
+
+
 def built(path: Path, precision: str, shapes: dict[str, list[list[int]]]) -> None:
     """Build for both targets; the plan is whole and said so."""
     entry = BundleFile(path.name, "encoder", precision, sha256(path), path.stat().st_size)
@@ -80,7 +91,7 @@ def test_the_full_size_encoder_builds(tmp_path: Path, precision: str) -> None:
     path = tmp_path / f"encoder.{precision}.onnx"
     onnx.save(encoder_graph(visual, full_size().config.clip.vision_heads, precision), path)
     types, products = network_types(path)
-    assert types == {"frames": "UINT8", "features": "FLOAT"}
+    assert types == ENCODER_TYPES
     assert products == {"DataType.HALF" if precision == "fp16" else "DataType.FLOAT"}
     built(path, precision, {"frames": [[n, 224, 224, 3] for n in (1, 8, 32)]})
 
@@ -95,8 +106,7 @@ def test_the_full_size_heads_build(tmp_path: Path, dataset: str, mask_padding: b
     sizes = HeadSizes(config.heads, config.window, mask_padding, config.temperature)
     onnx.save(head_graph(weights(model), sizes), path)
     types, products = network_types(path)
-    head = {"features": "FLOAT", "lengths": "INT64", "text": "FLOAT", "logits": "FLOAT", "alignment": "FLOAT"}
-    assert types == head
+    assert types == HEAD_TYPES
     assert products == {"DataType.FLOAT"}
     shapes = {
         "features": [[n, 256, 512] for n in (1, 1, 8)],
@@ -112,6 +122,7 @@ def test_the_demo_bundle_compiles(tmp_path: Path, precision: str) -> None:
     build(BuildOptions(ROOT / "demo" / "checkpoint.safetensors", out, precision=precision))
     compiled = compile_bundle(CompileOptions(out, builder=ELSEWHERE))
     assert compiled.plans.encoder.precision == precision
+    typed(out, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -119,6 +130,7 @@ def test_golden_bundles_compile(golden: Golden, tmp_path: Path, precision: str) 
     out = tmp_path / "bundle"
     build(BuildOptions(golden.checkpoint, out, dataset=golden.dataset, precision=precision))
     compiled = compile_bundle(CompileOptions(out, builder=ELSEWHERE))
+    typed(out, precision)
     assert compiled.plans == PlanSet.read(compiled.folder)
     assert compiled.plans.targets == ["8.6", "8.9"]
     assert not compiled.plans.passed  # nobody has run it yet
