@@ -150,6 +150,8 @@ def _rule(arguments: argparse.Namespace) -> EventRule | Calibration:
 def _run_all(
     arguments: argparse.Namespace, engine: Engine, rule: EventRule | Calibration, jobs: list[tuple[Path, Path | None]]
 ) -> int:
+    from vadrun.calibration import Calibration
+
     code = 0
     documents: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -172,6 +174,9 @@ def _run_all(
             code = max(code, DAMAGED)
         if result.note is not None:
             _remark(arguments, f"{source.name}: {result.note}")
+        if isinstance(rule, Calibration) and not rule.knows_picture(result.info.width, result.info.height):
+            size = f"{result.info.width}x{result.info.height}"
+            _remark(arguments, f"{source.name}: {rule.path} has seen no footage of {size}; is it of this camera?")
         if not arguments.json:
             _print_result(result)
             sys.stdout.flush()
