@@ -100,25 +100,31 @@ def trials(
 ) -> list[str]:
     """A row of the table: what came of ``count`` trials with ``hours`` of calibration each."""
     per_trial = round(hours * 3600 / SECONDS)
-    held = within = 0
+    held = within = refused = 0
     rates, alarms = [], []
     for _ in range(count):
         order = rng.permutation(len(clips))
         mine, others = order[:per_trial], order[per_trial:]
-        found = set_thresholds([clips[i] for i in mine], rules, wanted, confidence)
+        try:
+            found = set_thresholds([clips[i] for i in mine], rules, wanted, confidence)
+        except UserError:  # too short for the rate, or normal life that alarms at every level: nothing is promised
+            refused += 1
+            continue
         elsewhere = counter.alarms(others, [entry.rule.threshold for entry in found.classes.values()])
         days = sum(clips[i].seconds for i in others) / DAY
         rates.append(elsewhere / days)
         alarms.append(found.count)
         held += rates[-1] <= wanted
-        within += elsewhere <= most_elsewhere(found.count, found.days, days, confidence)
+        # By the alarms that were allowed, not by those that are left: the next one stopped the lowering.
+        within += elsewhere <= most_elsewhere(found.allowed, found.days, days, confidence, found.index)
     return [
-        f"{hours:g}",
-        f"{wanted:g}",
+        f"{hours:.1f}",
+        f"{wanted:.1f}",
         f"{np.mean(alarms):.1f}",
         f"{np.median(rates):.1f} ({np.quantile(rates, 0.05):.1f} to {np.quantile(rates, 0.95):.1f})",
-        f"{100 * held / count:.1f} %",
-        f"{100 * within / count:.1f} %",
+        str(refused),
+        f"{100 * held / len(rates):.1f} %",
+        f"{100 * within / len(rates):.1f} %",
     ]
 
 
@@ -139,15 +145,24 @@ def main() -> int:
     counter = Counter(clips, rules)
     rng = np.random.default_rng(1)
     rows = [
-        trials(clips, counter, rules, a.hours * share, wanted, 0.95, a.trials, rng)
-        for share, wanted in ((1 / 6, 24.0), (1 / 3, 12.0), (1 / 3, 24.0), (1 / 3, 96.0))
+        # Wanted rates at which so many alarms are expected while thresholds are set, where they are held just so.
+        trials(clips, counter, rules, a.hours * share, expected / (a.hours * share / 24), 0.95, a.trials, rng)
+        for share, expected in ((1 / 6, 4), (1 / 3, 4), (1 / 3, 8), (1 / 3, 32))
     ]
-    header = ["hours", "wanted a day", "alarms in them", "a day in the others", "wanted rate held", "in the limit"]
+    header = [
+        "hours",
+        "wanted a day",
+        "alarms in them",
+        "a day in the others",
+        "refused",
+        "wanted rate held",
+        "in the limit",
+    ]
     print(table(header, rows, right=range(len(header))))
     print(
         f"{a.trials} trials a row, {a.hours:g} hours in all; the first column's set thresholds with 95% confidence; "
-        "a day in the others: median (5% to 95%); held: no more than wanted; in the limit: no more than the prediction "
-        "limit for those hours"
+        "a day in the others: median (5% to 95%); held: no more than wanted, by chance more often than the true rate; "
+        "in the limit: no more than the promised rate's prediction limit for those hours"
     )
     return 0
 

@@ -10,6 +10,9 @@ fewest alarms so far, until the next step would bring one alarm too many: more t
 is the wanted rate. On a clock that runs with the expected number of alarms, alarms come at unit rate whatever class is
 lowered next, as long as that depends only on alarms that are counted already. The clock's reading when one too many
 comes has the same distribution as for one threshold, so looking at the footage to choose costs no confidence.
+
+Where counts of alarms in stretches of ten minutes vary more than a Poisson process's would, alarms come in bursts that
+the merge gap does not join; limits are then widened by their index of dispersion.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ _LOWEST = 0.1  # what a class score below this says of its class is nothing
 _HIGHEST = 0.99999  # results on disk have six decimals
 _STEP = 0.1  # of log-odds, from one level to the next
 _BLOCK = 600.0  # seconds of a block in which alarms are counted for their dispersion
-_SUSPICIOUS = 0.01  # chance below which alarms are said to come in bursts
+_SUSPICIOUS = 0.1  # chance below which alarms are taken to come in bursts
 
 Floats = NDArray[np.float64]
 
@@ -110,6 +113,7 @@ class Thresholds:
         confidence: of every bound.
         days: of footage.
         classes: label -> what was found.
+        allowed: the most alarms that the footage may hold for the wanted rate; the next one stopped the lowering.
         at_most: upper limit of the rate of all classes together, per day.
         shown: whether ``at_most`` is the wanted rate or less. False: the footage is too short for it.
         bursts: how far alarms come in bursts, at a level at which there are enough of them; None without such.
@@ -119,6 +123,7 @@ class Thresholds:
     confidence: float
     days: float
     classes: Mapping[str, ClassAlarms]
+    allowed: int
     at_most: float
     shown: bool
     bursts: Dispersion | None
@@ -129,9 +134,9 @@ class Thresholds:
         return sum(found.count for found in self.classes.values())
 
     @property
-    def in_bursts(self) -> bool:
-        """Whether alarms depend on each other more than the bound assumes."""
-        return self.bursts is not None and self.bursts.chance < _SUSPICIOUS and self.bursts.index > 1
+    def index(self) -> float:
+        """The index of dispersion that limits are widened by; 1 where alarms do not come in bursts."""
+        return _index(self.bursts)
 
 
 def set_thresholds(
@@ -155,22 +160,25 @@ def set_thresholds(
         UserError: the footage is too short for the wanted rate, or alarms too often at the highest level already.
     """
     days = sum(item.seconds for item in footage) / DAY
-    most = most_events(wanted, days, confidence)
-    shown = most >= 0
-    if not shown and not allow_short:
-        need, can = days_needed(wanted, confidence), rate_above(0, days, confidence)
-        raise UserError(
-            f"{_hours(days)} of normal footage cannot show {wanted:g} false alarms a day with {confidence:.0%} "
-            f"confidence, even if there is none in it: that takes {_hours(need)}; give more, ask for {_up(can):g} a "
-            "day or more, or give --allow-short to get thresholds for what can be shown"
-        )
-    most = max(most, 0)
     grid = levels()
     pause = 1.0 + max(rule.merge_gap for rule in rules.values())
     tracks = {label: track(footage, column, pause) for column, label in enumerate(rules, start=1)}
     curves = {
         label: [len(tracks[label].events(at_level(rule, level))) for level in grid] for label, rule in rules.items()
     }
+    bursts = _bursts(tracks, rules, grid, curves)
+    index = _index(bursts)
+    most = most_events(wanted, days, confidence, index)
+    shown = most >= 0
+    if not shown and not allow_short:
+        need, can = days_needed(wanted, confidence, index), rate_above(0, days, confidence, index)
+        why = "" if index == 1 else f" (its alarms come in bursts, index of dispersion {index:.1f})"
+        raise UserError(
+            f"{_hours(days)} of normal footage cannot show {wanted:g} false alarms a day with {confidence:.0%} "
+            f"confidence, even if there is none in it: that takes {_hours(need)}{why}; give more, ask for "
+            f"{_up(can):g} a day or more, or give --allow-short to get thresholds for what can be shown"
+        )
+    most = max(most, 0)
     position = dict.fromkeys(rules, 0)
 
     def counted(label: str) -> int:
@@ -190,9 +198,9 @@ def set_thresholds(
     }
     count = sum(found.count for found in classes.values())
     # The bound of the procedure, not of the count that is left: the next alarm stopped it, wherever it came.
-    at_most = rate_above(most, days, confidence)
+    at_most = rate_above(most, days, confidence, index)
     assert count <= most
-    return Thresholds(wanted, confidence, days, classes, at_most, shown, _bursts(tracks, rules, grid, curves))
+    return Thresholds(wanted, confidence, days, classes, most, at_most, shown, bursts)
 
 
 def _bursts(
@@ -207,6 +215,10 @@ def _bursts(
     starts = [tracks[label].events(at_level(rule, level))[:, 0] for label, rule in rules.items()]
     counts, _ = np.histogram(np.concatenate(starts), blocks)
     return dispersion(counts[:-1].tolist())  # the last block is not whole
+
+
+def _index(bursts: Dispersion | None) -> float:
+    return bursts.index if bursts is not None and bursts.chance < _SUSPICIOUS else 1.0
 
 
 def _too_often(

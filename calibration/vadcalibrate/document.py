@@ -23,7 +23,7 @@ METHOD = (
     "Alarms are the runtime's events of a class; those of one class that are nearer than the merge gap are one. "
     "Alarms further apart are taken for a Poisson process, as frequent at any hour as in this footage. Thresholds were "
     "lowered level by level, always that of the class with the fewest alarms, until one more would be too many by the "
-    "exact (Garwood) upper limit."
+    "exact (Garwood) upper limit, which is widened by the index of dispersion where alarms come in bursts."
 )
 
 
@@ -48,12 +48,13 @@ def document(
             "per_day": [
                 rate_below(entry.count, days, confidence),
                 entry.count / days,
-                rate_above(entry.count, days, confidence),
+                rate_above(entry.count, days, confidence, thresholds.index),
             ],
             "curve": list(entry.curve),
             "scores": np.histogram(np.clip(odds, -12, 12), _EDGES)[0].tolist(),
         }
     bursts = thresholds.bursts
+    precisions = {item.precision for item in footage if item.precision}
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -63,7 +64,7 @@ def document(
         "bundle": bundle.sha256,
         "labels": list(bundle.model.labels),
         "sampling": bundle.sampling.to_manifest(),
-        "precision": engine.backend.precision,
+        "precision": precisions.pop() if len(precisions) == 1 else None,
         "backend": engine.description,
         "wanted": thresholds.wanted,
         "confidence": confidence,
@@ -78,7 +79,7 @@ def document(
             "at_most": thresholds.at_most,
             "shown": thresholds.shown,
             "bursts": None if bursts is None else {"index": bursts.index, "chance": bursts.chance},
-            "in_bursts": thresholds.in_bursts,
+            "index": thresholds.index,
         },
         "method": METHOD,
         "classes": classes,
@@ -126,14 +127,15 @@ def summary(value: dict[str, Any]) -> str:
         f"day with {value['confidence']:.0%} confidence",
     ]
     if not total["shown"]:
+        need = days_needed(value["wanted"], value["confidence"], total["index"])
         lines.append(
             f"this footage is too short to show the {value['wanted']:g} a day that were asked for: that takes "
-            f"{days_needed(value['wanted'], value['confidence']) * DAY / 3600:.1f} hours without an alarm"
+            f"{need * DAY / 3600:.1f} hours without an alarm"
         )
-    if total["in_bursts"]:
+    if total["index"] > 1:
         lines.append(
-            f"alarms come in bursts here (index of dispersion {total['bursts']['index']:.1f}, 1 without), which the "
-            "limit does not account for: a longer --merge-gap makes one alarm of each"
+            f"alarms come in bursts here (index of dispersion {total['index']:.1f}, 1 without), so "
+            "the limit is wider; a longer --merge-gap makes one alarm of each"
         )
     if value["reliability"] is not None:
         before, after = value["reliability"]["before"], value["reliability"]["after"]

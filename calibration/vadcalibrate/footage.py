@@ -36,6 +36,7 @@ class Footage:
         scores: :func:`vadrun.calibration.class_scores` [n,m].
         rate: frames per second.
         picture: width and height of its pictures in pixels.
+        precision: arithmetic of the encoder; empty where nothing says.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Footage:
     scores: Floats
     rate: float
     picture: tuple[int, int]
+    precision: str = ""
 
     @property
     def seconds(self) -> float:
@@ -112,6 +114,7 @@ def _from_video(video: Path, engine: Engine, progress: Progress) -> Footage:
         class_scores(np.asarray(rows.anomaly), classes),
         result.info.rate,
         (result.info.width, result.info.height),
+        engine.backend.precision,
     )
 
 
@@ -122,6 +125,7 @@ def _from_result(folder: Path, engine: Engine) -> Footage:
         bundle, source = result["bundle"]["sha256"], str(result["source"])
         video, rule, damage = result["video"], result["rule"], result["damage"]
         rate, picture = float(video["rate"]), (int(video["width"]), int(video["height"]))
+        precision = str(result["backend"]["precision"])
         with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
             header, *rows = list(csv.reader(stream))
         values = np.array([[float(cell) for cell in row] for row in rows], np.float64).reshape(-1, len(header))
@@ -135,4 +139,6 @@ def _from_result(folder: Path, engine: Engine) -> Footage:
         raise UserError(f"{damage}; leave its results out, or cut a sound part from it")
     if header[4:] != engine.labels:
         raise UserError(f"{folder / 'scores.csv'} has other classes than {engine.bundle.root}: {again}")
-    return Footage(Path(source).stem, source, values[:, 1:3], class_scores(values[:, 3], values[:, 4:]), rate, picture)
+    return Footage(
+        Path(source).stem, source, values[:, 1:3], class_scores(values[:, 3], values[:, 4:]), rate, picture, precision
+    )

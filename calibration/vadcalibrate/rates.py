@@ -1,4 +1,8 @@
-"""Exact bounds on the rate of a Poisson process, and what footage of a length can show."""
+"""Exact bounds on the rate of a Poisson process, and what footage of a length can show.
+
+Where events come in bursts, ``index`` is their index of dispersion, variance by mean: bounds are then those of the
+bursts (quasi-Poisson), of which there are ``count / index``. It is 1 for a Poisson process.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,9 @@ import numpy as np
 from scipy.stats import binom, chi2
 
 
-def rate_above(count: int, days: float, confidence: float) -> float:
+def rate_above(count: int, days: float, confidence: float, index: float = 1.0) -> float:
     """The upper limit of a rate: events per day, given ``count`` events in ``days`` (Garwood 1936, one-sided)."""
-    return float(chi2.ppf(confidence, 2 * (count + 1)) / (2 * days))
+    return float(index * chi2.ppf(confidence, 2 * (count / index + 1)) / (2 * days))
 
 
 def rate_below(count: int, days: float, confidence: float) -> float:
@@ -19,28 +23,28 @@ def rate_below(count: int, days: float, confidence: float) -> float:
     return float(chi2.ppf(1 - confidence, 2 * count) / (2 * days)) if count else 0.0
 
 
-def most_events(rate: float, days: float, confidence: float) -> int:
+def most_events(rate: float, days: float, confidence: float, index: float = 1.0) -> int:
     """The largest count in ``days`` whose upper limit is still at most ``rate``; -1 where even none is too many."""
     count = -1
-    while rate_above(count + 1, days, confidence) <= rate:
+    while rate_above(count + 1, days, confidence, index) <= rate:
         count += 1
     return count
 
 
-def days_needed(rate: float, confidence: float, count: int = 0) -> float:
-    """Days with ``count`` events after which ``rate`` a day is shown: for none, ``-ln(1 - confidence) / rate``."""
-    return rate_above(count, 1.0, confidence) / rate
+def days_needed(rate: float, confidence: float, index: float = 1.0) -> float:
+    """Days without an event after which ``rate`` a day is shown: ``-index ln(1 - confidence) / rate``."""
+    return rate_above(0, 1.0, confidence, index) / rate
 
 
-def most_elsewhere(count: int, days: float, other_days: float, confidence: float) -> int:
+def most_elsewhere(count: int, days: float, other_days: float, confidence: float, index: float = 1.0) -> int:
     """The most events that ``other_days`` of the same process hold with ``confidence``, after ``count`` in ``days``.
 
     Given both counts' sum, the first is binomial with the share of time (the conditional test of two Poisson means).
     """
-    share, most = days / (days + other_days), 0
-    while binom.cdf(count, count + most + 1, share) > 1 - confidence:
+    share, most, bursts = days / (days + other_days), 0, int(np.ceil(count / index))
+    while binom.cdf(bursts, bursts + most + 1, share) > 1 - confidence:
         most += 1
-    return most
+    return int(most * index)
 
 
 @dataclass(frozen=True)

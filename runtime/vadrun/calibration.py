@@ -209,6 +209,11 @@ class Calibration:
             return alignment
         return self.probabilities.of(class_scores(anomaly, alignment), self.labels)
 
+    def knows_picture(self, width: int, height: int) -> bool:
+        """Whether there was footage of this size; a video of another size is hardly of the same camera."""
+        pictures = (self.document.get("footage") or {}).get("pictures")
+        return not isinstance(pictures, list) or f"{width}x{height}" in pictures
+
     def promise(self) -> str:
         """What the file says of false alarms, as a clause."""
         total = self.document.get("total") or {}

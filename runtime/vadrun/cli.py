@@ -223,6 +223,7 @@ def _run_jobs(
     jobs: list[tuple[Path, Path | None]],
     pipeline: Pipeline,
 ) -> int:
+    from vadrun.calibration import Calibration
     from vadrun.decoders import DecoderFailed
 
     code = 0
@@ -255,6 +256,9 @@ def _run_jobs(
             code = max(code, DAMAGED)
         if result.note is not None:
             _remark(arguments, f"{source.name}: {result.note}")
+        if isinstance(rule, Calibration) and not rule.knows_picture(result.info.width, result.info.height):
+            size = f"{result.info.width}x{result.info.height}"
+            _remark(arguments, f"{source.name}: {rule.path} has seen no footage of {size}; is it of this camera?")
         if not arguments.json:
             _print_result(result)
             sys.stdout.flush()

@@ -105,6 +105,16 @@ def test_the_command_uses_it_and_says_so(bundles: dict[str, Path], clip: Path, t
         assert sum(float(row[label]) for label in labels) == pytest.approx(1, abs=1e-5)
 
 
+def test_footage_of_another_size_is_remarked(
+    bundles: dict[str, Path], clip: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    arguments = [str(clip), "--engine", str(bundles["xd"]), "--backend", "onnxruntime:cpu", "--calibration"]
+    for pictures, said in ((["1920x1080"], True), (["160x120", "64x64"], False)):
+        path = write(tmp_path / "c.json", document(bundles["xd"], footage={"pictures": pictures}))
+        assert main([*arguments, str(path)]) == 0
+        assert ("has seen no footage of 160x120; is it of this camera?" in capsys.readouterr().err) == said
+
+
 def test_thresholds_are_given_once(bundles: dict[str, Path], clip: Path, tmp_path: Path, capsys: Printed) -> None:
     path = write(tmp_path / "c.json", document(bundles["xd"]))
     arguments = [str(clip), "--engine", str(bundles["xd"]), "--calibration", str(path)]
