@@ -41,7 +41,13 @@ def parser() -> argparse.ArgumentParser:
     a.add_argument(
         "--false-alarms-per-day", required=True, type=float, metavar="X", help="wanted, of all classes together"
     )
-    a.add_argument("--out", required=True, type=Path, metavar="FILE", help="the calibration file to write")
+    a.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the calibration file to write; a gate that it holds is kept",
+    )
     a.add_argument("--camera", metavar="NAME", help="which camera it is for")
     a.add_argument(
         "--confidence", type=float, default=0.95, metavar="P", help="that the rate is no higher (default 0.95)"
@@ -64,6 +70,37 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--annotations", type=Path, metavar="CSV", help="their events: video,label,start,end in frames")
     _add_running(a)
 
+    g = commands.add_parser(
+        "gate",
+        help="footage -> the gate's threshold for one camera",
+        description="Find the gate's threshold that holds as many snippets of a camera as a bound on the score error "
+        "allows. Everything is encoded once, so an hour of footage takes about as long as vadrun takes without the "
+        "gate. Give footage of all hours, as it comes; events may be in it, and none of them may be missed.",
+    )
+    g.add_argument("--engine", required=True, type=Path, metavar="DIR", help="the bundle that will run")
+    g.add_argument(
+        "--videos", required=True, nargs="+", type=Path, metavar="PATH", help="videos of the camera, or folders of them"
+    )
+    g.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the calibration file to write; alarms that it holds are kept, and say what an event is",
+    )
+    g.add_argument("--camera", metavar="NAME", help="which camera it is for")
+    g.add_argument(
+        "--error", type=float, default=0.02, metavar="E", help="mean score error that is allowed (default 0.02)"
+    )
+    g.add_argument("--confidence", type=float, default=0.95, metavar="P", help="that it is no larger (default 0.95)")
+    g.add_argument(
+        "--heartbeat", type=float, default=10.0, metavar="SEC", help="encode at least this often (default 10)"
+    )
+    g.add_argument(
+        "--allow-short", action="store_true", help="where the footage is too short to show it, go by its mean error"
+    )
+    _add_running(g)
+
     i = commands.add_parser(
         "ranges",
         help="footage -> activation ranges for vadexport build --precision int8",
@@ -78,7 +115,8 @@ def parser() -> argparse.ArgumentParser:
     r = commands.add_parser(
         "report",
         help="draw a calibration file",
-        description="Draw a calibration: scores of normal footage, thresholds against alarms a day, labelled events.",
+        description="Draw a calibration: scores of normal footage, thresholds against alarms a day, labelled events; "
+        "what the gate holds at each threshold, and the score error that this makes.",
     )
     r.add_argument("calibration", type=Path, metavar="FILE")
     r.add_argument("--out", required=True, type=Path, metavar="DIR", help="where index.html and its pictures go")
@@ -98,7 +136,7 @@ def _add_running(p: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"alarms": _alarms, "ranges": _ranges, "report": _report}
+    commands = {"alarms": _alarms, "gate": _gate, "ranges": _ranges, "report": _report}
 
     def body() -> int:
         try:
@@ -124,6 +162,7 @@ def _alarms(arguments: argparse.Namespace) -> int:
         arguments.engine, arguments.backend, precision=arguments.precision, threads=arguments.threads
     ) as engine:
         labels = engine.bundle.model.labels
+        document.kept(arguments.out, engine.bundle, arguments.camera, mine="alarms")  # refused before the long work
         with _Progress(arguments.quiet) as progress:
             clips = read_footage(arguments.labelled, engine, progress) if arguments.labelled else []
             events = labelled.read_events(arguments.annotations, clips, labels) if clips else []
@@ -141,6 +180,7 @@ def _alarms(arguments: argparse.Namespace) -> int:
         value = document.document(
             engine, arguments.camera, normal, thresholds, labelled.outcomes(clips, events, thresholds), fitted
         )
+        value |= document.kept(arguments.out, engine.bundle, arguments.camera, mine="alarms")
     write_json(arguments.out, value)
     Calibration.read(arguments.out)
     print(json.dumps(value, indent=2, ensure_ascii=False) if arguments.json else document.summary(value))
@@ -154,13 +194,51 @@ def _alarms(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _gate(arguments: argparse.Namespace) -> int:
+    from vadcalibrate import document
+    from vadcalibrate.gate import choose, measure
+    from vadrun.calibration import Calibration
+    from vadrun.engine import Engine
+    from vadrun.events import EventRule
+    from vadrun.files import write_json
+    from vadrun.gate import GateRule
+
+    if not 0 < arguments.error < 1:
+        raise UserError(f"--error is {arguments.error:g}: give a share of the score's range above 0 and less than 1")
+    _check_common(arguments)
+    rule = GateRule(heartbeat=arguments.heartbeat)
+    with Engine.load(
+        arguments.engine, arguments.backend, precision=arguments.precision, threads=arguments.threads
+    ) as engine:
+        events: EventRule | Calibration = EventRule()
+        if document.kept(arguments.out, engine.bundle, arguments.camera, mine=document.GATE):
+            events = Calibration.read(arguments.out)
+        with _Progress(arguments.quiet) as progress:
+            measured = measure(engine, arguments.videos, rule, events, progress)
+        chosen = choose(measured, arguments.error, arguments.confidence, arguments.allow_short)
+        value = document.gate_document(engine, arguments.camera, measured, chosen, events)
+        value |= document.kept(arguments.out, engine.bundle, arguments.camera, mine=document.GATE)
+    write_json(arguments.out, value)
+    Calibration.read(arguments.out)
+    if arguments.json:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+        return 0
+    print(document.gate_summary(value[document.GATE]))
+    print(f"gate in {arguments.out}; next: vadrun VIDEO --engine {arguments.engine} --calibration FILE --gate")
+    return 0
+
+
 def _check(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.false_alarms_per_day < float("inf"):
         raise UserError(f"--false-alarms-per-day is {arguments.false_alarms_per_day:g}: give a number above 0")
-    if not 0.5 <= arguments.confidence < 1:
-        raise UserError(f"--confidence is {arguments.confidence:g}: give 0.5 or more and less than 1")
     if bool(arguments.labelled) != (arguments.annotations is not None):
         raise UserError("--labelled and --annotations go together: give the clips and the file of their events")
+    _check_common(arguments)
+
+
+def _check_common(arguments: argparse.Namespace) -> None:
+    if not 0.5 <= arguments.confidence < 1:
+        raise UserError(f"--confidence is {arguments.confidence:g}: give 0.5 or more and less than 1")
     if not arguments.out.parent.is_dir() or arguments.out.is_dir():
         raise UserError(f"--out is {arguments.out}: give a file in a folder that is there")
 

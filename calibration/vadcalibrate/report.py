@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vadcalibrate.document import summary
+from vadcalibrate.document import GATE, gate_summary, summary
 from vadcalibrate.rates import rate_above, rate_below
 from vadrun.calibration import Calibration
 from vadrun.errors import UserError
@@ -29,34 +29,81 @@ def write_report(calibration: Calibration, folder: Path) -> None:
         UserError: the file lacks what is drawn.
     """
     value = dict(calibration.document)
+    parts = ["<!doctype html>"]
+    figures: list[tuple[str, str, Figure]] = []
     try:
-        figures = [
-            ("scores.png", "Scores of the normal footage; the dashed line is the threshold", _scores(value)),
-            ("alarms.png", "Threshold against false alarms a day, with limits", _alarms(value)),
-        ]
-        if value["labelled"]:
-            figures.append(("events.png", "Labelled events: the highest threshold that finds them", _events(value)))
-        if value["reliability"] is not None:
-            figures.append(("reliability.png", "Reliability on clips that were held out", _reliability(value)))
-        text, method = summary(value), str(value["method"])
         title = f"Calibration of {value['camera'] or 'a camera without a name'}"
-        origin = f"{value['date']}, bundle {value['bundle'][:12]}, {value['backend']}"
+        parts += [
+            f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+            f"<style>{_STYLE}</style></head>",
+            f"<body><h1>{html.escape(title)}</h1>",
+        ]
+        if calibration.rules:
+            parts += _text(value, value, summary(value))
+            shown = _of_alarms(value)
+            figures += shown
+            parts += _pictures(shown)
+        if calibration.gate is not None:
+            gate = value[GATE]
+            parts += ["<h1>The gate</h1>", *_text(value, gate, gate_summary(gate))]
+            shown = [("gate.png", "What the gate holds, and the mean score error that this makes", _gate(gate))]
+            figures += shown
+            parts += _pictures(shown)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(
-            f"{calibration.path} lacks what a report shows ({error}): make it again with vadcalibrate alarms"
+            f"{calibration.path} lacks what a report shows ({error}): make it again with vadcalibrate"
         ) from error
     for name, _, figure in figures:
         figure.savefig(folder / name, dpi=_DPI)
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
-        f"<style>{_STYLE}</style></head>",
-        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(origin)}</p>",
-        f"<pre>{html.escape(text)}</pre><p>{html.escape(method)}</p>",
-    ]
-    for name, what, _ in figures:
-        parts.append(f'<h2>{html.escape(what)}</h2><p><img src="{name}" alt="{html.escape(what)}"></p>')
     (folder / INDEX).write_text("\n".join([*parts, "</body></html>", ""]), encoding="utf-8")
+
+
+def _text(value: dict[str, Any], part: dict[str, Any], text: str) -> list[str]:
+    """Where a part of the file is from, what it says, and how it was made."""
+    origin = f"{part['date']}, bundle {value['bundle'][:12]}, {part['backend']}"
+    return [
+        f"<p>{html.escape(origin)}</p>",
+        f"<pre>{html.escape(text)}</pre><p>{html.escape(str(part['method']))}</p>",
+    ]
+
+
+def _pictures(figures: list[tuple[str, str, Figure]]) -> list[str]:
+    return [
+        f'<h2>{html.escape(what)}</h2><p><img src="{name}" alt="{html.escape(what)}"></p>' for name, what, _ in figures
+    ]
+
+
+def _of_alarms(value: dict[str, Any]) -> list[tuple[str, str, Figure]]:
+    """File name, title and picture of everything that the alarms' part shows."""
+    figures = [
+        ("scores.png", "Scores of the normal footage; the dashed line is the threshold", _scores(value)),
+        ("alarms.png", "Threshold against false alarms a day, with limits", _alarms(value)),
+    ]
+    if value["labelled"]:
+        figures.append(("events.png", "Labelled events: the highest threshold that finds them", _events(value)))
+    if value["reliability"] is not None:
+        figures.append(("reliability.png", "Reliability on clips that were held out", _reliability(value)))
+    return figures
+
+
+def _gate(gate: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    held, error = figure.subplots(1, 2)
+    trials = gate["trials"]
+    thresholds = [one["threshold"] for one in trials]
+    held.plot(thresholds, [100 * one["share_held"] for one in trials], "o-")
+    held.set(ylabel="% of the snippets held", ylim=(0, 100))
+    error.plot(thresholds, [one["mean"] for one in trials], "o-", label="in the footage")
+    error.plot(thresholds, [one["at_most"] for one in trials], ".--", label=f"at most ({gate['confidence']:.0%})")
+    error.axhline(gate["wanted"], color="grey", linewidth=0.8)
+    error.set(ylabel="mean score error", ylim=(0, None))
+    error.legend()
+    for axes in (held, error):
+        axes.axvline(gate["threshold"], color="tab:red", linestyle="--", linewidth=1)
+        axes.set(xlabel="threshold, share of the picture")
+        axes.set_xscale("symlog", linthresh=0.0025)
+        axes.set_xticks([0, 0.01, 0.1, 0.5], ["0", "0.01", "0.1", "0.5"])
+    return figure
 
 
 def _grid(value: dict[str, Any], height: float) -> tuple[Figure, list[Any]]:

@@ -1,6 +1,7 @@
-"""Calibration files: a threshold for each class, for one camera and one bundle, and what class scores mean there.
+"""Calibration files of one camera and one bundle: thresholds for each class, what class scores mean, and the gate.
 
-``vadcalibrate alarms`` makes them; the runtime reads and applies them.
+``vadcalibrate alarms`` makes the first two, ``vadcalibrate gate`` the last; a file holds what one of them or both have
+made, and the runtime reads and applies it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vadrun.bundle import Bundle
 from vadrun.errors import UserError
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.files import sha256
+from vadrun.gate import GateRule
 
 SCHEMA = 1
 KIND = "vadclip-edge calibration"
@@ -116,8 +118,10 @@ class Calibration:
         bundle: sha256 of the bundle's manifest.
         labels: the m classes, normal first.
         sampling: of the bundle.
-        rules: label of an abnormal class -> when its score (:func:`class_scores`) is an alarm.
+        rules: label of an abnormal class -> when its score (:func:`class_scores`) is an alarm; empty if the file holds
+            no alarms.
         probabilities: what class scores mean; None where no clips were labelled.
+        gate: when a snippet is held; None if the file holds no gate.
         document: the whole file.
     """
 
@@ -129,6 +133,7 @@ class Calibration:
     sampling: Mapping[str, Any]
     rules: Mapping[str, EventRule]
     probabilities: Probabilities | None
+    gate: GateRule | None
     document: Mapping[str, Any]
 
     @classmethod
@@ -139,30 +144,33 @@ class Calibration:
             UserError: it is none, or was made by a newer toolkit.
         """
         path = Path(path)
-        advice = "make it again with vadcalibrate alarms"
+        advice = "make it again with vadcalibrate"
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{path} does not exist: make it with vadcalibrate alarms") from None
+            raise UserError(f"{path} does not exist: make it with vadcalibrate") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): name a calibration file") from error
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}): {advice}") from error
         if not isinstance(value, dict) or value.get("kind") != KIND or not isinstance(value.get("schema"), int):
-            raise UserError(f"{path} is not a calibration file: make one with vadcalibrate alarms")
+            raise UserError(f"{path} is not a calibration file: make one with vadcalibrate")
         if value["schema"] > SCHEMA:
             raise UserError(f"{path} was made by a newer vadclip-edge: update vadclip-edge on this machine")
         try:
             labels = tuple(str(label) for label in value["labels"])
-            if set(value["classes"]) != set(labels[1:]):
-                raise ValueError("its classes are not its labels")
-            names = ("threshold", "release", "min_length", "merge_gap")
-            rules = {
-                label: EventRule(**{name: float(value["classes"][label][name]) for name in names})
-                for label in labels[1:]
-            }
-            maps = value["probabilities"]
-            probabilities = None if maps is None else Probabilities.from_json(maps, labels)
+            if "classes" not in value and "gate" not in value:
+                raise ValueError("it holds neither alarms nor a gate")
+            rules, probabilities, gate = {}, None, None
+            if "classes" in value:
+                rules = _rules(value["classes"], labels)
+                maps = value["probabilities"]
+                probabilities = None if maps is None else Probabilities.from_json(maps, labels)
+            if "gate" in value:
+                threshold, heartbeat, audit = (
+                    float(value["gate"][name]) for name in ("threshold", "heartbeat", "audit")
+                )
+                gate = GateRule(threshold, heartbeat, audit, calibration=sha256(path))
             camera = None if value["camera"] is None else str(value["camera"])
             bundle, sampling = str(value["bundle"]), dict(value["sampling"])
         except UserError as error:
@@ -170,7 +178,7 @@ class Calibration:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path} does not read as a calibration: {what}; {advice}") from error
-        return cls(path, sha256(path), camera, bundle, labels, sampling, rules, probabilities, value)
+        return cls(path, sha256(path), camera, bundle, labels, sampling, rules, probabilities, gate, value)
 
     def check(self, bundle: Bundle) -> None:
         """Hold the calibration against the bundle that shall run.
@@ -178,7 +186,7 @@ class Calibration:
         Raises:
             UserError: it was made for other classes, another sampling or another bundle.
         """
-        again = f"make one for {bundle.root} with vadcalibrate alarms"
+        again = f"make one for {bundle.root} with vadcalibrate"
         if self.labels != bundle.model.labels:
             raise UserError(
                 f"{self.path} was made for the classes {', '.join(self.labels)}, but the bundle has "
@@ -193,7 +201,13 @@ class Calibration:
             )
 
     def detector(self) -> CalibratedDetector:
-        """A new detector for one video."""
+        """A new detector for one video.
+
+        Raises:
+            UserError: the file holds no alarms.
+        """
+        if not self.rules:
+            raise UserError(f"{self.path} holds a gate and no alarms: add them with vadcalibrate alarms")
         return CalibratedDetector(self)
 
     def reached(self, anomaly: NDArray[np.floating], alignment: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -211,8 +225,10 @@ class Calibration:
 
     def knows_picture(self, width: int, height: int) -> bool:
         """Whether there was footage of this size; a video of another size is hardly of the same camera."""
-        pictures = (self.document.get("footage") or {}).get("pictures")
-        return not isinstance(pictures, list) or f"{width}x{height}" in pictures
+        parts = (self.document, self.document.get("gate") or {})
+        lists = [(part.get("footage") or {}).get("pictures") for part in parts]
+        known = [pictures for pictures in lists if isinstance(pictures, list)]
+        return not known or any(f"{width}x{height}" in pictures for pictures in known)
 
     def promise(self) -> str:
         """What the file says of false alarms, as a clause."""
@@ -225,6 +241,17 @@ class Calibration:
         except (KeyError, TypeError, ValueError):
             return "without a bound on false alarms"
 
+    def gate_promise(self) -> str:
+        """What the file says of the gate's score errors, as a clause."""
+        gate = self.document.get("gate") or {}
+        try:
+            return (
+                f"a mean score error of at most {float(gate['score_error']['at_most']):.3g} with "
+                f"{float(gate['confidence']):.0%} confidence"
+            )
+        except (KeyError, TypeError, ValueError):
+            return "without a bound on the score error"
+
     def to_json(self) -> dict[str, Any]:
         """For ``result.json``, in place of the one rule."""
         return {
@@ -234,6 +261,13 @@ class Calibration:
             "probabilities": None if self.probabilities is None else self.probabilities.method,
             "classes": {label: rule.to_json() for label, rule in self.rules.items()},
         }
+
+
+def _rules(classes: Mapping[str, Any], labels: tuple[str, ...]) -> dict[str, EventRule]:
+    if set(classes) != set(labels[1:]):
+        raise ValueError("its classes are not its labels")
+    names = ("threshold", "release", "min_length", "merge_gap")
+    return {label: EventRule(**{name: float(classes[label][name]) for name in names}) for label in labels[1:]}
 
 
 class CalibratedDetector:

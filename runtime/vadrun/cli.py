@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,28 +85,28 @@ def parser() -> argparse.ArgumentParser:
     gate.add_argument(
         "--gate-threshold",
         type=float,
-        default=0.01,
         metavar="SHARE",
-        help="share of the picture that must change to open it (default 0.01)",
+        help="share of the picture that must change to open it (default 0.01, or that of --calibration)",
     )
     gate.add_argument(
         "--gate-heartbeat",
         type=float,
-        default=10.0,
         metavar="SEC",
-        help="encode at least this often (default 10)",
+        help="encode at least this often (default 10, or that of --calibration)",
     )
     gate.add_argument(
         "--gate-audit",
         type=float,
-        default=0.05,
         metavar="SHARE",
         help="share of held snippets to encode anyway, to tell what holding costs (default 0.05)",
     )
 
     rule = p.add_argument_group("what is an event")
     rule.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="thresholds of this camera, made by vadcalibrate alarms"
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="thresholds of this camera, made by vadcalibrate alarms, and its gate, made by vadcalibrate gate",
     )
     rule.add_argument(
         "--threshold",
@@ -160,15 +161,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from vadrun import decoders
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
-    from vadrun.gate import GateRule
     from vadrun.video import named_videos
 
     decoders.wanted(arguments.decoder)  # a wrong name is refused before anything is loaded
-    gate = None
-    if arguments.gate != "off":
-        given = (arguments.gate_threshold, arguments.gate_heartbeat, arguments.gate_audit)
-        gate = GateRule(*given, shadow=arguments.gate == "shadow")
-    rule = _rule(arguments)
+    calibration = None if arguments.calibration is None else Calibration.read(arguments.calibration)
+    gate = _gate(arguments, calibration)
+    rule = _rule(arguments, calibration)
     sources = named_videos(arguments.source)
     engine = Engine.load(
         arguments.engine,
@@ -178,29 +176,61 @@ def _run(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
     )
     with engine:
-        if isinstance(rule, Calibration):
-            rule.check(engine.bundle)
-            _remark(arguments, f"{rule.path}: camera {rule.camera or 'not named'}, {rule.promise()}")
-            made_on = rule.document.get("precision")
-            if made_on not in (None, engine.backend.precision):
-                _remark(arguments, f"{rule.path} was made in {made_on}, and this runs in {engine.backend.precision}")
+        if calibration is not None:
+            calibration.check(engine.bundle)
+            _tell(arguments, calibration, gate, engine)
         targets = _targets(sources, arguments.out)  # makes --out, so only once the engine is known to work
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
-        return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate)
+        return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate, calibration)
 
 
-def _rule(arguments: argparse.Namespace) -> EventRule | Calibration:
-    from vadrun.calibration import Calibration
+def _gate(arguments: argparse.Namespace, calibration: Calibration | None) -> GateRule | None:
+    from vadrun.gate import GateRule
+
+    if arguments.gate == "off":
+        return None
+    values = {name: getattr(arguments, f"gate_{name}") for name in ("threshold", "heartbeat", "audit")}
+    given = {name: value for name, value in values.items() if value is not None}
+    rule = GateRule() if calibration is None or calibration.gate is None else calibration.gate
+    fixed = [f"--gate-{name}" for name in given if name != "audit"]
+    if rule.calibration is not None and fixed:
+        raise UserError(f"--calibration has a gate of its own: leave out {', '.join(fixed)}, or leave it out")
+    return replace(rule, **given, shadow=arguments.gate == "shadow")
+
+
+def _tell(arguments: argparse.Namespace, calibration: Calibration, gate: GateRule | None, engine: Engine) -> None:
+    """Say what the calibration promises, and what of it does not fit."""
+    path = calibration.path
+    said = [f"camera {calibration.camera or 'not named'}"]
+    if calibration.rules:
+        said.append(calibration.promise())
+    if gate is not None and gate.calibration is not None:
+        said.append(f"gate at {gate.threshold:g}, {calibration.gate_promise()}")
+    _remark(arguments, f"{path}: {', '.join(said)}")
+    if gate is not None and gate.calibration is None:
+        _remark(
+            arguments, f"{path} holds no gate, so its threshold is {gate.threshold:g}: add one with vadcalibrate gate"
+        )
+    made_on = calibration.document.get("precision")
+    if made_on not in (None, engine.backend.precision):
+        _remark(arguments, f"{path} was made in {made_on}, and this runs in {engine.backend.precision}")
+
+
+def _rule(arguments: argparse.Namespace, calibration: Calibration | None) -> EventRule | Calibration:
     from vadrun.events import EventRule
 
     names = ("threshold", "release", "min_length", "merge_gap")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if arguments.calibration is None:
+    if calibration is None or not calibration.rules:
+        if calibration is not None and arguments.gate == "off":
+            raise UserError(
+                f"{calibration.path} holds a gate and no alarms: add --gate, or add alarms with vadcalibrate alarms"
+            )
         return EventRule(**given)
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UserError(f"--calibration has thresholds of its own: leave out {options}, or leave it out")
-    return Calibration.read(arguments.calibration)
+    return calibration
 
 
 def _run_all(
@@ -209,11 +239,12 @@ def _run_all(
     rule: EventRule | Calibration,
     jobs: list[tuple[Path, Path | None]],
     gate: GateRule | None,
+    calibration: Calibration | None,
 ) -> int:
     from vadrun.pipeline import Pipeline
 
     with Pipeline(engine, [source for source, _ in jobs], gate, arguments.decoder) as pipeline:
-        return _run_jobs(arguments, engine, rule, jobs, pipeline)
+        return _run_jobs(arguments, engine, rule, jobs, pipeline, calibration)
 
 
 def _run_jobs(
@@ -222,8 +253,8 @@ def _run_jobs(
     rule: EventRule | Calibration,
     jobs: list[tuple[Path, Path | None]],
     pipeline: Pipeline,
+    calibration: Calibration | None,
 ) -> int:
-    from vadrun.calibration import Calibration
     from vadrun.decoders import DecoderFailed
 
     code = 0
@@ -256,9 +287,11 @@ def _run_jobs(
             code = max(code, DAMAGED)
         if result.note is not None:
             _remark(arguments, f"{source.name}: {result.note}")
-        if isinstance(rule, Calibration) and not rule.knows_picture(result.info.width, result.info.height):
+        if calibration is not None and not calibration.knows_picture(result.info.width, result.info.height):
             size = f"{result.info.width}x{result.info.height}"
-            _remark(arguments, f"{source.name}: {rule.path} has seen no footage of {size}; is it of this camera?")
+            _remark(
+                arguments, f"{source.name}: {calibration.path} has seen no footage of {size}; is it of this camera?"
+            )
         if not arguments.json:
             _print_result(result)
             sys.stdout.flush()

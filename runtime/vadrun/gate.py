@@ -62,6 +62,7 @@ class GateRule:
         audit: share of held snippets that are encoded anyway, by chance.
         shadow: only count: everything is encoded and scored as without the gate.
         seed: of the audits' draws.
+        calibration: sha256 of the calibration file that the threshold is from, or None.
 
     Raises:
         UserError: a value that is not allowed.
@@ -72,6 +73,7 @@ class GateRule:
     audit: float = 0.05
     shadow: bool = False
     seed: int = 0
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
