@@ -1,23 +1,28 @@
 """Several cameras on one engine, in real time.
 
-Each camera is decoded in a thread of its own and shares the encoder's batches with the others; an image waits
-:data:`WAIT` seconds at most for a batch to fill. Every :data:`EVERY` seconds the head scores, in one call, the present
-chunk of all cameras that have something new. Such a score is provisional: it is what :func:`vadrun.run_video` would
-give if the video ended there. When a camera's chunk of T snippets is full it is scored for good, by the same code and
-with the same numbers as a file.
+Each camera is decoded in one thread of its own and shares the encoder's batches with the others; an image waits
+:data:`WAIT` seconds at most for a batch to fill. The head, whose cost does not depend on how much is new, scores a
+camera's present chunk when its oldest snippet without a score has waited for :data:`HEAD_WAIT` seconds, and gives all
+newer ones their score with it. A snippet that has been decoded therefore has its score after ``WAIT + HEAD_WAIT``
+seconds, one call of the encoder and one of the head, at most, unless the machine is too slow for its cameras.
+
+Such a score is provisional: it is what :func:`vadrun.run_video` would give if the video ended there. When a camera's
+chunk of T snippets is full it is scored for good, by the same code and with the same numbers as a file.
 
 Cameras are video files that are played at their own speed.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +32,17 @@ from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.gate import GateRule
-from vadrun.pipeline import Holding, Scorer, VideoResult, features_of, images_of
+from vadrun.pipeline import Encoded, Holding, Scorer, VideoResult, features_of, images_of
 from vadrun.scoring import Scores
 from vadrun.video import Shown, Snippet, Video
 
 WAIT = 0.25  # seconds
-EVERY = 0.5  # seconds
+# Long enough for a second snippet of 16 frames at 15 frames per second, and a third at 30, to share the head's call.
+HEAD_WAIT = 1.2  # seconds
+METRICS = 10.0  # seconds from one report of metrics to the next
+_DELAYS = 1000  # snippets of each camera whose delays are remembered
+
+T = TypeVar("T")
 
 
 class LiveSink(Protocol):
@@ -49,6 +59,30 @@ class LiveSink(Protocol):
     def event(self, camera: int, event: Event) -> None:
         """An event, by final scores."""
 
+    def metrics(self, camera: int, metrics: Metrics) -> None:
+        """How a camera does, every :data:`METRICS` seconds."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How a camera does while it is watched.
+
+    Attributes:
+        scored: snippets that have a score.
+        seconds: end of the last snippet that was encoded, from the camera's beginning.
+        delay: seconds that 95% of the last 1000 snippets had a score after; None without any.
+        events: so far, by final scores.
+        gate: what the gate does and what it costs, with confidence bounds, as :meth:`vadrun.audit.GateAudit.to_json`
+            has it, over all chunks that are full; None without a gate. In the shadow, an event that has not ended in
+            both runs yet may count as missed.
+    """
+
+    scored: int
+    seconds: float
+    delay: float | None
+    events: int
+    gate: dict[str, Any] | None
+
 
 @dataclass
 class Camera:
@@ -56,13 +90,15 @@ class Camera:
 
     Attributes:
         result: as of a file, by final scores; None if it could not be opened.
-        delays: seconds from a snippet's end to its first score, for each snippet.
+        scored: snippets that had a score.
+        delays: seconds from a snippet's end to its first score, for the last 1000 snippets.
         failure: why it cannot be watched any more, or None.
     """
 
     source: Path
     result: VideoResult | None = None
-    delays: list[float] = field(default_factory=list)
+    scored: int = 0
+    delays: deque[float] = field(default_factory=lambda: deque(maxlen=_DELAYS))
     failure: str | None = None
 
     def delay(self, share: float = 0.95) -> float | None:
@@ -73,9 +109,9 @@ class Camera:
 def run_live(
     engine: Engine,
     sources: Sequence[str | Path],
-    rule: EventRule | Calibration,
+    rule: EventRule | Calibration | Sequence[EventRule | Calibration],
     sink: LiveSink | None = None,
-    gate: GateRule | None = None,
+    gate: GateRule | Sequence[GateRule | None] | None = None,
     stop: threading.Event | None = None,
 ) -> list[Camera]:
     """Watch cameras until all have ended.
@@ -85,12 +121,23 @@ def run_live(
     Args:
         engine: the loaded bundle.
         sources: video files, each played at its own speed from now on.
-        rule: what makes scores an event.
+        rule: what makes scores an event; one for all cameras, or one for each, such as its calibration.
         sink: takes every snippet's first score.
-        gate: encodes only where something happens.
+        gate: encodes only where something happens; one for all cameras, or one for each.
         stop: ends the run when it is set.
     """
-    return _Live(engine, [Path(source) for source in sources], rule, sink, gate, stop or threading.Event()).run()
+    rules: list[EventRule | Calibration] = _each(rule, sources)
+    gates: list[GateRule | None] = _each(gate, sources)
+    return _Live(engine, [Path(source) for source in sources], rules, sink, gates, stop or threading.Event()).run()
+
+
+def _each(value: T | Sequence[T], sources: Sequence[object]) -> list[T]:
+    """One value for each source."""
+    if not isinstance(value, Sequence):
+        return [value] * len(sources)
+    if len(value) != len(sources):
+        raise ValueError(f"{len(value)} rules or gates for {len(sources)} cameras")
+    return list(value)
 
 
 class _End(NamedTuple):
@@ -112,7 +159,8 @@ class _Paced(Video):
     """A video file that is played at its own speed."""
 
     def __init__(self, path: Path, stop: threading.Event) -> None:
-        super().__init__(path, threads=1)  # many cameras share the cores already
+        # Threads of the decoder cost time and memory, and the cameras keep the cores busy without them.
+        super().__init__(path, threads=1)
         self._stop = stop
         self.began = time.monotonic()
 
@@ -130,24 +178,36 @@ class _Watched:
         self._camera, self._number, self._sink = live.cameras[number], number, live.sink
         self._began = video.began
         self.result = self._camera.result = VideoResult(self._camera.source, video.info)
-        self.scorer = Scorer(live.engine, live.rule, self, self.result, live.gate)
-        self.holding = Holding(shadow=live.gate is not None and live.gate.shadow)
-        self.scored = 0  # snippets that have a score
+        gate = live.gates[number]
+        self.scorer = Scorer(live.engine, live.rules[number], self, self.result, gate)
+        self.holding = Holding(shadow=gate is not None and gate.shadow)
+        self._waits_since: float | None = None  # the oldest snippet without a score, for the head
 
     @property
-    def has_news(self) -> bool:
-        return self.result.snippets > self.scored and len(self.scorer.chunk) > 0
+    def due(self) -> float | None:
+        """When the head has to score what is new; None if nothing is."""
+        return None if self._waits_since is None else self._waits_since + HEAD_WAIT
+
+    def push(self, encoded: Encoded) -> None:
+        """Take the next snippet; if its chunk is full it is scored."""
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
+        self.scorer.push(encoded)
+
+    def metrics(self) -> Metrics:
+        camera, result = self._camera, self.result
+        return Metrics(camera.scored, result.seconds, camera.delay(), len(result.events), self.scorer.gate_so_far())
 
     def first_scores(self, scores: Scores) -> None:
         """Scores of the present chunk."""
         shown = self.scorer.class_probabilities(scores)
         for row, (snippet, _, _) in enumerate(self.scorer.chunk):
-            if snippet.index >= self.scored:
+            if snippet.index >= self._camera.scored:
                 anomaly, classes = float(scores.anomaly[row]), shown[row]
                 self._first(snippet.index, snippet.start, snippet.end, anomaly, classes)
 
     def snippet(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
-        if index >= self.scored:
+        if index >= self._camera.scored:
             self._first(index, start, end, anomaly, classes)
         if self._sink is not None:
             self._sink.final(self._number, index, start, end, anomaly, classes)
@@ -157,7 +217,8 @@ class _Watched:
             self._sink.event(self._number, event)
 
     def _first(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
-        self.scored = index + 1
+        self._camera.scored = index + 1
+        self._waits_since = None
         self._camera.delays.append(time.monotonic() - self._began - end)
         if self._sink is not None:
             self._sink.provisional(self._number, index, start, end, anomaly, classes)
@@ -168,12 +229,12 @@ class _Live:
         self,
         engine: Engine,
         sources: list[Path],
-        rule: EventRule | Calibration,
+        rules: Sequence[EventRule | Calibration],
         sink: LiveSink | None,
-        gate: GateRule | None,
+        gates: Sequence[GateRule | None],
         stop: threading.Event,
     ) -> None:
-        self.engine, self.rule, self.gate = engine, rule, gate
+        self.engine, self.rules, self.gates = engine, rules, gates
         self.sink, self._stop = sink, stop
         self.cameras = [Camera(source) for source in sources]
         self._watched: dict[int, _Watched] = {}
@@ -199,10 +260,11 @@ class _Live:
     def _loop(self) -> None:
         waiting: list[_Message] = []
         images = 0
-        since = due = time.monotonic()
+        since = time.monotonic()
+        report = since + METRICS
         while self._left > 0 and not self._stop.is_set():
             now = time.monotonic()
-            until = min(due, since + WAIT) if images else due
+            until = min(self._due(), since + WAIT if images else report, report)
             try:
                 message = self._queue.get(timeout=min(max(until - now, 0.001), 0.2))
             except queue.Empty:
@@ -216,11 +278,13 @@ class _Live:
             if images == 0 or images >= self.engine.batch or now >= since + WAIT:
                 self._take(waiting)
                 waiting, images = [], 0
-            if now >= due:
-                self._score()
-                due = max(due + EVERY, time.monotonic())
+            if now >= self._due():
+                self._score(now)
+            if now >= report:
+                self._report()
+                report = now + METRICS
         self._take(waiting)
-        self._score()
+        self._score(math.inf)
         for watched in self._watched.values():
             watched.scorer.finish()
 
@@ -231,7 +295,7 @@ class _Live:
         for number, content in messages:
             if isinstance(content, Snippet):
                 watched = self._watched[number]
-                watched.scorer.push(watched.holding.take(content, next(features) if len(content.images) else None))
+                watched.push(watched.holding.take(content, next(features) if len(content.images) else None))
             elif isinstance(content, _Paced):
                 self._watched[number] = _Watched(self, number, content)
             else:
@@ -246,12 +310,21 @@ class _Live:
             self._watched[number].result.damage = end.damage
             self._watched[number].result.note = end.note
 
-    def _score(self) -> None:
-        """First scores for everything that has none."""
-        watched = [watched for watched in self._watched.values() if watched.has_news]
+    def _due(self) -> float:
+        """When a camera has to be scored next."""
+        return min((watched.due for watched in self._watched.values() if watched.due is not None), default=math.inf)
+
+    def _score(self, now: float) -> None:
+        """First scores for the cameras that are due."""
+        watched = [watched for watched in self._watched.values() if watched.due is not None and watched.due <= now]
         chunks = [np.stack([encoded.feature for encoded in w.scorer.chunk]) for w in watched]
         for one, scores in zip(watched, self.engine.score_chunks(chunks), strict=True):
             one.first_scores(scores)
+
+    def _report(self) -> None:
+        if self.sink is not None:
+            for number, watched in self._watched.items():
+                self.sink.metrics(number, watched.metrics())
 
     def _watch(self, number: int) -> None:
         """A camera's thread."""
@@ -260,7 +333,7 @@ class _Live:
             video = _Paced(self.cameras[number].source, self._stop)
             with video:
                 self._put(_Message(number, video))
-                for snippet in video.snippets(bundle.sampling, bundle.preprocessing, gate=self.gate):
+                for snippet in video.snippets(bundle.sampling, bundle.preprocessing, gate=self.gates[number]):
                     self._put(_Message(number, snippet))
                 self._put(_Message(number, _End(video.damage, video.note)))
         except BaseException as error:

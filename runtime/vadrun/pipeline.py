@@ -265,6 +265,10 @@ class Scorer:
         """The snippets that wait for their chunk to fill, oldest first."""
         return self._chunk
 
+    def gate_so_far(self) -> dict[str, Any] | None:
+        """What the result says of the gate, over the chunks that have been scored; None without a gate."""
+        return None if self._audit is None else self._audit.to_json(self._result.events)
+
     def push(self, encoded: Encoded) -> None:
         """Take the next snippet; a chunk that is full is scored."""
         self._result.snippets += 1

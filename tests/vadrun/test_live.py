@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests import clips
 from vadrun import Engine, EventRule, run_video
 from vadrun.events import Event
 from vadrun.gate import GateRule
-from vadrun.live import run_live
+from vadrun.live import HEAD_WAIT, WAIT, Metrics, run_live
 from vadrun.scoring import Scores
 from vadrun.video import Video
 
@@ -28,6 +29,7 @@ class Kept:
         self.last: dict[tuple[int, int], float] = {}
         self.rows: list[tuple[int, float, float, float]] = []
         self.events: list[Event] = []
+        self.reports: list[tuple[int, Metrics]] = []
 
     def provisional(self, camera: int, index: int, start: float, end: float, anomaly: float, classes: Any) -> None:
         assert (camera, index) not in self.first
@@ -39,6 +41,9 @@ class Kept:
 
     def event(self, camera: int, event: Event) -> None:
         self.events.append(event)
+
+    def metrics(self, camera: int, metrics: Metrics) -> None:
+        self.reports.append((camera, metrics))
 
     # As the sink of a file.
     def snippet(self, index: int, start: float, end: float, anomaly: float, classes: Any) -> None:
@@ -114,10 +119,9 @@ def test_chunks_in_one_call_are_chunks_on_their_own(engine: Engine) -> None:
     assert engine.score_chunks([]) == []
 
 
-def test_full_chunks_are_final_before_the_end(engine: Engine, films: list[Path], monkeypatch: Any) -> None:
-    """With a head of 4 positions, nine snippets are two full chunks and one that the end fills."""
-    bundle = engine.bundle
-    backend = engine.backend
+def shorten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give the engine a head of 4 positions; what comes back fills with the lengths it is given."""
+    bundle, real = engine.bundle, engine.backend.head
     seen: list[int] = []
 
     def head(features: Any, lengths: Any, text: Any) -> Any:
@@ -127,13 +131,88 @@ def test_full_chunks_are_final_before_the_end(engine: Engine, films: list[Path],
         seen.extend(lengths)
         return logits[:, :4], alignment[:, :4]
 
-    real = backend.head
-    monkeypatch.setattr(backend, "head", head)
+    monkeypatch.setattr(engine.backend, "head", head)
     monkeypatch.setattr(engine, "bundle", replace(bundle, model=replace(bundle.model, positions=4)))
+    return seen
+
+
+def test_full_chunks_are_final_before_the_end(
+    engine: Engine, films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a head of 4 positions, nine snippets are two full chunks and one that the end fills."""
+    seen = shorten(engine, monkeypatch)
     sink = Kept()
     run_live(engine, films[:1], EventRule(), sink)
     assert sorted(index for _, index in sink.last) == list(range(9))
     assert max(seen) == 4 and seen.count(4) >= 2
+
+
+def test_the_head_waits_as_long_as_it_says(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score comes within the stated bound, and one call of the head is for several snippets."""
+    films = [clips.write_clip(tmp_path / f"{n}.mp4", 16 * 30, rate=RATE) for n in range(2)]  # 4 s
+    longest = {"encode": 0.0, "score_chunks": 0.0}
+    passes = 0
+
+    def timed(name: str) -> None:
+        real = getattr(engine, name)
+
+        def call(argument: Any) -> Any:
+            nonlocal passes
+            began = time.monotonic()
+            found = real(argument)
+            longest[name] = max(longest[name], time.monotonic() - began)
+            if name == "score_chunks":
+                passes += len(argument)
+            return found
+
+        monkeypatch.setattr(engine, name, call)
+
+    timed("encode")
+    timed("score_chunks")
+    cameras = run_live(engine, films, EventRule())
+    assert [camera.scored for camera in cameras] == [30, 30]
+    # One more call of the encoder than stated: where this machine is busy, a batch may just have begun.
+    bound = WAIT + HEAD_WAIT + 2 * longest["encode"] + longest["score_chunks"]
+    assert max(delay for camera in cameras for delay in camera.delays) <= bound + 0.5
+    # Each of the two is scored after every HEAD_WAIT, and once at its end; they last 4 s.
+    assert 2 * 2 <= passes <= 2 * (4 / HEAD_WAIT + 2)
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_metrics_tell_what_the_gate_costs(
+    engine: Engine, films: list[Path], monkeypatch: pytest.MonkeyPatch, shadow: bool
+) -> None:
+    shorten(engine, monkeypatch)
+    monkeypatch.setattr("vadrun.live.METRICS", 0.1)
+    sink = Kept()
+    cameras = run_live(engine, films[:2], EventRule(), sink, GateRule(audit=0.5, shadow=shadow))
+    assert {camera for camera, _ in sink.reports} == {0, 1}
+    reports = [metrics for camera, metrics in sink.reports if camera == 0]
+    assert len(reports) >= 4
+    scored = [metrics.scored for metrics in reports]
+    assert scored == sorted(scored) and scored[-1] <= 9
+    assert reports[-1].delay is not None and reports[-1].seconds > 0
+    gates = [metrics.gate for metrics in reports if metrics.gate is not None]
+    assert len(gates) == len(reports)
+    # The first chunk is full after half of the film: there are figures before its end.
+    whole = gates[-1]
+    assert whole["snippets"] in (4, 8) and gates[0]["snippets"] == 0
+    if shadow:
+        assert whole["score_error"]["mean"] >= 0 and whole["events_missed"]["exact"]
+    elif whole["audited"]:
+        assert whole["score_error"]["bound"] <= 1 and whole["events_missed"]["confidence"] == 0.95
+    assert cameras[0].result is not None and cameras[0].result.gate is not None
+    assert cameras[0].result.gate["snippets"] == 9
+
+
+def test_each_camera_may_have_its_own_rule_and_gate(engine: Engine, films: list[Path]) -> None:
+    low, high = EventRule(threshold=0.01, min_length=0), EventRule(threshold=1.0, min_length=0)
+    with_gate, without = run_live(engine, films[:2], [low, high], gate=[GateRule(), None])
+    assert with_gate.result is not None and without.result is not None
+    assert with_gate.result.events and not without.result.events
+    assert with_gate.result.gate is not None and without.result.gate is None
+    with pytest.raises(ValueError, match="1 rules or gates for 2 cameras"):
+        run_live(engine, films[:2], [low])
 
 
 def test_a_camera_that_fails_does_not_stop_the_others(engine: Engine, films: list[Path], tmp_path: Path) -> None:
