@@ -196,7 +196,7 @@ def _print_threads(a: argparse.Namespace, video: Path) -> None:
     rows = []
     count = 8
     rounds: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
-    for _ in range(3):
+    for _ in range(2):
         for threads, found in rounds.items():
             found.append(_child(a, video, count, str(threads)))
     for threads, found in rounds.items():
@@ -245,6 +245,8 @@ def survey(a: argparse.Namespace, video: Path, way: str) -> tuple[dict[int, dict
             one = found[count] = _child(a, video, count, way)
             in_time = one["delay"] is not None and one["delay"] <= a.limit and one["later"] < 0.3
             one["held"] = in_time and one["scored"] >= one["due"]
+            delay = "none" if one["delay"] is None else f"{one['delay']:.2f} s"
+            print(f"  {count} cameras: p95 delay {delay}, {one['cores']:.2f} cores", file=sys.stderr)
         return bool(found[count]["held"])
 
     for count in a.counts:
