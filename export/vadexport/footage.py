@@ -20,7 +20,6 @@ from vadexport.certificate import Limits, arithmetic
 from vadexport.comparison import (
     Difference,
     EventChanges,
-    cosines,
     event_changes,
     ranking_differences,
     score_differences,
@@ -31,6 +30,7 @@ from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
 from vadrun.scoring import Scores, scores_from_logits
+from vadrun.selftest import cosines
 from vadrun.video import Snippet, Video, named_videos
 
 _CHUNK = 64  # snippets whose images are in memory at once
