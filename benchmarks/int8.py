@@ -27,7 +27,8 @@ from vadrun.bundle import Bundle
 from vadrun.console import table
 from vadrun.engine import Engine
 from vadrun.selftest import cosines
-from vadrun.video import Video, named_videos
+from vadrun.sources import named_videos
+from vadrun.video import Video
 
 _UNSEEN = 64
 

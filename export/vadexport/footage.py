@@ -31,7 +31,8 @@ from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
 from vadrun.scoring import Scores, scores_from_logits
 from vadrun.selftest import cosines
-from vadrun.video import Snippet, Video, named_videos
+from vadrun.sources import named_videos
+from vadrun.video import Snippet, Video
 
 _CHUNK = 64  # snippets whose images are in memory at once
 _PARTS = 16  # of a snippet, each of which is anomalous or not: its frames, where it has 16

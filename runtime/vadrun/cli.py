@@ -161,7 +161,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
     from vadrun.gate import GateRule
-    from vadrun.video import named_videos
+    from vadrun.sources import named_videos
 
     decoders.wanted(arguments.decoder)  # a wrong name is refused before anything is loaded
     gate = None
