@@ -20,14 +20,15 @@ from benchmarks.encoder import Contender, engines, turns
 from vadcalibrate.diverse import Chosen, choose_frames
 from vadcalibrate.ranges import collect
 from vadclip.checkpoint import load_checkpoint
-from vadexport.comparison import cosines
 from vadexport.encoder_graph import encoder_graph
 from vadexport.int8 import run_graph
 from vadexport.probe import Probe
 from vadrun.bundle import Bundle
 from vadrun.console import table
 from vadrun.engine import Engine
-from vadrun.video import Video, named_videos
+from vadrun.selftest import cosines
+from vadrun.sources import named_videos
+from vadrun.video import Video
 
 _UNSEEN = 64
 

@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class Pass:
     seconds: float
     anomaly: NDArray[np.float32]  # [n]
     result: VideoResult | None = None
+
+
+GATED = " --gate"  # how contenders with the gate end
 
 
 class Careful:
@@ -136,6 +140,21 @@ def frames_of(video: Path) -> int:
         return sum(1 for _ in opened.frames())
 
 
+def gate_line(name: str, passes: dict[str, list[Pass]], seconds: dict[str, list[float]]) -> str:
+    """What the gate spared and what it cost against the same pipeline without it."""
+    without = name.removesuffix(GATED)
+    plain, gated = passes[without][-1].result, passes[name][-1].result
+    assert plain is not None and gated is not None and gated.gate is not None
+    gate = gated.gate
+    change = np.abs(passes[without][-1].anomaly - passes[name][-1].anomaly).max()
+    return (
+        f"{name}: {gate['share_gated']:.0%} of the snippets held or audited, {gate['encoded']} of {gate['snippets']} "
+        f"encoded, {measure.spread(measure.ratios(seconds[without], seconds[name]), 2)} times {without}; score error "
+        f"{gate['score_error']} (the largest really {change:.1e}), events missed {gate['events_missed']}; "
+        f"{len(gated.events)} events, {len(plain.events)} without it"
+    )
+
+
 def measured(
     video: Path, contenders: dict[str, Callable[[Path], Pass]], engine: Engine, rounds: int
 ) -> dict[str, list[float]]:
@@ -172,15 +191,9 @@ def measured(
         f"{measure.spread(allowed)} frames per second, vadrun reaches {measure.spread(reached)}: efficiency "
         f"{measure.spread([a / b for a, b in zip(reached, allowed, strict=True)], 2)}"
     )
-    plain, gated = passes["vadrun"][-1].result, passes["vadrun --gate"][-1].result
-    assert plain is not None and gated is not None and gated.gate is not None
-    gate = gated.gate
-    print(
-        f"gate: {gate['share_gated']:.0%} of the snippets held or audited, {gate['encoded']} of {gate['snippets']} "
-        f"encoded, {measure.spread(measure.ratios(seconds['vadrun'], seconds['vadrun --gate']), 2)} times vadrun "
-        f"without it; score error {gate['score_error']}, events missed {gate['events_missed']}; "
-        f"{len(gated.events)} events, {len(plain.events)} without it"
-    )
+    for name in contenders:
+        if name.endswith(GATED):
+            print(gate_line(name, passes, seconds))
     print(others)
     return seconds
 
@@ -193,11 +206,13 @@ def main() -> int:
     p.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="what it was built from; without it no reference way"
     )
+    p.add_argument("--int8", type=Path, metavar="DIR", help="an INT8 bundle of the same checkpoint, to take part, too")
     p.add_argument("--batch", type=int, default=8, metavar="N", help="images per call on all sides (default 8)")
     p.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
     a = p.parse_args()
     print(measure.machine("torch", "opencv-python-headless", "openvino", "av"))
-    with Engine.load(a.bundle, "openvino", batch=a.batch) as engine:
+    with ExitStack() as stack:
+        engine = stack.enter_context(Engine.load(a.bundle, "openvino", batch=a.batch))
         bundle = engine.bundle
         if bundle.sampling.pick != "middle" or bundle.sampling.by != "frames":
             raise UserError(f"{a.bundle} samples in another way than the others do here: build it with the defaults")
@@ -216,11 +231,15 @@ def main() -> int:
             contenders["reference way"] = by_reference
         careful = Careful(bundle, a.batch)
         contenders["careful engineer"] = careful
-        contenders["vadrun"] = ours(engine, None)
-        contenders["vadrun --gate"] = ours(engine, GateRule())
-        # All have computed something before the clock starts.
-        careful.encode(list(zeros))
-        engine.encode(zeros)
+        engines = {"vadrun": engine}
+        if a.int8 is not None:
+            engines["vadrun INT8"] = stack.enter_context(Engine.load(a.int8, "openvino", batch=a.batch))
+            print(f"vadrun INT8: {engines['vadrun INT8'].description}")
+        careful.encode(list(zeros))  # all have computed something before the clock starts
+        for name, its in engines.items():
+            contenders[name] = ours(its, None)
+            contenders[name + GATED] = ours(its, GateRule())
+            its.encode(zeros)
         for video in a.videos:
             measured(video, contenders, engine, a.rounds)
     return 0

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from vadrun.engine import Engine
 from vadrun.errors import UserError
-from vadrun.video import Video, named_videos
+from vadrun.sources import named_videos
+from vadrun.video import Video
 
 _CANDIDATES = 1024  # over all videos
 _SAME = 1e-4  # cosine distance below which two frames are one picture

@@ -18,7 +18,7 @@ from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.pipeline import run_video
 from vadrun.sinks import RESULT
-from vadrun.video import named_videos
+from vadrun.sources import named_videos
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float, float | None], None]

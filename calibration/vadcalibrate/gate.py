@@ -33,7 +33,8 @@ from vadrun.gate import Gate, GateRule, Verdict
 from vadrun.preprocessing import Preprocessor
 from vadrun.sampling import Sampler
 from vadrun.scoring import Scores
-from vadrun.video import Video, named_videos
+from vadrun.sources import named_videos
+from vadrun.video import Video
 
 # Shares of the picture that are tried, from "nothing at all may change" to half of it.
 THRESHOLDS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.32, 0.5)

@@ -19,14 +19,6 @@ _SEED = 20240217
 Floats = NDArray[np.float64]
 
 
-def cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
-    """Cosine of each row with its counterpart; -1 where it is not finite."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return np.asarray(np.nan_to_num(value, nan=-1.0), np.float64)
-
-
 def score_differences(measured: Scores, reference: Scores) -> Floats:
     """Absolute differences of every probability of both branches and of the anomaly score; 1 where not finite."""
     parts = [

@@ -20,7 +20,6 @@ from vadexport.certificate import Limits, arithmetic
 from vadexport.comparison import (
     Difference,
     EventChanges,
-    cosines,
     event_changes,
     ranking_differences,
     score_differences,
@@ -31,7 +30,9 @@ from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
 from vadrun.scoring import Scores, scores_from_logits
-from vadrun.video import Snippet, Video, named_videos
+from vadrun.selftest import cosines
+from vadrun.sources import named_videos
+from vadrun.video import Snippet, Video
 
 _CHUNK = 64  # snippets whose images are in memory at once
 _PARTS = 16  # of a snippet, each of which is anomalous or not: its frames, where it has 16

@@ -12,10 +12,10 @@ import onnx
 from numpy.typing import NDArray
 
 from vadcalibrate.ranges import Ranges, linear_inputs
-from vadexport.comparison import cosines
 from vadexport.encoder_graph import Weights, encoder_graph
 from vadexport.graph import INT8_MOST, int8_rows
 from vadrun.errors import UserError
+from vadrun.selftest import cosines
 
 TARGET = 0.995
 """The smallest cosine of a feature at which no further linear is taken out of INT8; the certificate allows less."""

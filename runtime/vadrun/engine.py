@@ -41,6 +41,7 @@ class Engine:
         precision: str = "auto",
         threads: int | None = None,
         batch: int = 8,
+        refuse_wrong: bool = True,
     ) -> Engine:
         """Open a bundle, check its files, and load it into a backend.
 
@@ -50,6 +51,8 @@ class Engine:
             precision: arithmetic of the encoder: "auto", "fp32", "bf16", "fp16" or "int8".
             threads: inference threads; None leaves it to the library.
             batch: how many frames go through the encoder in one call.
+            refuse_wrong: pass over a backend that does not know the bundle's probe; who is to say how wrong it is
+                does without.
 
         Raises:
             UserError: not a whole bundle, or no such backend works here.
@@ -59,7 +62,7 @@ class Engine:
         if threads is not None and threads < 1:
             raise UserError(f"the number of threads is {threads}: it must be at least 1")
         bundle = Bundle.open(path)
-        chosen, why = backends.load(bundle, backend, backends.Options(precision, threads))
+        chosen, why = backends.load(bundle, backend, backends.Options(precision, threads), refuse_wrong=refuse_wrong)
         return cls(bundle, chosen, why, batch)
 
     @property

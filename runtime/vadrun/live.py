@@ -31,8 +31,9 @@ from vadrun.calibration import Calibration
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
+from vadrun.feeding import Encoded, Holding, features_of, images_of
 from vadrun.gate import GateRule
-from vadrun.pipeline import Encoded, Holding, Scorer, VideoResult, features_of, images_of
+from vadrun.pipeline import Scorer, VideoResult
 from vadrun.scoring import Scores
 from vadrun.video import Shown, Snippet, Video
 

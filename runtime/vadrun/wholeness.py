@@ -159,3 +159,36 @@ def _flv(stream: BinaryIO, size: int) -> str | None:
         if int.from_bytes(stream.read(4)[1:], "big") + 11 == length:
             return None
     return "it ends early: in the middle of a packet"
+
+
+# What can go wrong while reading, as one and as several.
+_FAULTS = {
+    "incomplete": ("packet is incomplete", "packets are incomplete"),
+    "undecoded": ("packet could not be decoded", "packets could not be decoded"),
+    "patched": ("picture has errors", "pictures have errors"),
+    "broken": ("place of its container could not be read", "places of its container could not be read"),
+}
+
+
+class Faults:
+    """What went wrong while reading."""
+
+    def __init__(self) -> None:
+        self.cut: str | None = None  # how the file ends too early
+        self.reached = 0.0  # seconds that have been decoded
+        self._first: float | None = None  # seconds, of the first fault
+        self._counts = dict.fromkeys(_FAULTS, 0)
+
+    def note(self, kind: str) -> None:
+        """Count a fault of one of the kinds in ``_FAULTS``."""
+        if self._first is None:
+            self._first = self.reached
+        self._counts[kind] += 1
+
+    def parts(self) -> list[str]:
+        """Clauses for a sentence; none if all is well."""
+        parts = [] if self.cut is None else [f"{self.cut} (read up to {self.reached:.1f} s)"]
+        counted = [f"{count} {_FAULTS[kind][count > 1]}" for kind, count in self._counts.items() if count > 0]
+        if counted:
+            parts.append(f"{', '.join(counted)} (from about {self._first:.1f} s on)")
+        return parts

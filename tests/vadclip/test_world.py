@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vadclip.checkpoint import save_clip
+from vadclip.clip import build_clip
 from vadclip.extract import open_encoder
 from vadclip.images import normalise
 from vadclip.prompt import tokenizer
@@ -21,7 +22,16 @@ from vadclip.world import __main__ as command
 from vadclip.world import clip as clip_command
 from vadclip.world import stills as stills_command
 from vadclip.world.body import Joint
-from vadclip.world.clip import WORLD_CLIP, _shown, caption_tokens, train_clip
+from vadclip.world.clip import (
+    WORLD_CLIP,
+    _chances,
+    _compact_vocabulary,
+    _cut,
+    _shown,
+    _whole_vocabulary,
+    caption_tokens,
+    train_clip,
+)
 from vadclip.world.clips import SCENES
 from vadclip.world.regions import PHRASES, regions
 from vadclip.world.scenes import make_scene
@@ -165,7 +175,7 @@ def test_regions_are_where_people_are_drawn() -> None:
 def test_patches_that_show_a_region() -> None:
     """Of 4 x 4 patches of 16 pixels: those whose middle is in the box or near it, and only for its phrase."""
     sizes = replace(WORLD_CLIP, image_size=64, patch=16)
-    shown = _shown(np.array([[2.0, 30.0, 10.0, 40.0, 50.0]]), np.array([2, 10]), sizes)
+    shown = _shown(np.array([[2.0, 30.0, 10.0, 40.0, 50.0]]), np.array([2.0, 10.0]), sizes, 64.0)
     expected = np.zeros((4, 4))
     expected[0:3, 1] = 1  # columns: 30 to 40 less 10 are 20 to 30; rows: 10 to 50 less 2 are 8 to 48
     assert np.array_equal(shown[..., 2], expected) and shown.sum() == expected.sum()
@@ -300,3 +310,41 @@ def test_what_a_clip_cannot_be_trained_on(tmp_path: Path, capsys: pytest.Capture
     assert "is no folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="has 6 tokens, more than CLIP's 5"):
         caption_tokens(["a riot at night"], 5)
+
+
+def test_enlarged_crops_show_what_their_corner_and_side_say() -> None:
+    """A picture whose grey level is its column: a crop of half its side, enlarged, has levels in between."""
+    whole = np.repeat(np.arange(64, dtype=np.uint8)[None, None, :, None] * 4, 48, axis=1).repeat(3, axis=3)
+    corners, same = np.array([[8.0, 16.0]]), np.array([False])
+    plain = _cut(whole, corners, np.array([32.0]), same, 32)
+    assert np.array_equal(plain, whole[:, 8:40, 16:48])
+    large = _cut(whole, corners, np.array([16.0]), same, 32)
+    assert large.shape == (1, 32, 32, 3)
+    expected = (16.0 + (np.arange(32) + 0.5) / 2 - 0.5) * 4
+    assert np.abs(large[0, 5, 1:-1, 0] - expected[1:-1]).max() <= 1
+    assert np.array_equal(_cut(whole, corners, np.array([16.0]), ~same, 32), large[:, :, ::-1])
+
+
+def test_the_hardest_class_is_drawn_twice_as_often() -> None:
+    """However many pictures each class has."""
+    labels = np.repeat([1, 2, 3, 4], [10, 20, 30, 40])
+    chances = np.bincount(labels, weights=_chances(labels))[1:]
+    expected = np.where(np.array(LABELS[1:]) == "fighting", 0.4, 0.2)
+    assert chances == pytest.approx(expected)
+
+
+def test_words_that_no_caption_has_know_nothing() -> None:
+    """Training with the rows of the words that occur gives a whole table, its other rows zero."""
+    clip = build_clip(WORLD_CLIP.text_width, WORLD_CLIP)
+    before = clip.token_embedding.weight.detach().clone()
+    tokens = caption_tokens(["a street at night", "two people fight"], WORLD_CLIP.context)
+    seen = _compact_vocabulary(clip, tokens)
+    assert len(clip.token_embedding.weight) == len(seen) < 12
+    answers = clip.encode_text(torch.searchsorted(seen, tokens))
+    _whole_vocabulary(clip, seen)
+    assert clip.token_embedding.weight.shape == before.shape
+    assert torch.equal(clip.encode_text(tokens), answers)
+    others = torch.ones(len(before), dtype=torch.bool)
+    others[seen] = False
+    assert not clip.token_embedding.weight[others].any()
+    assert torch.equal(clip.token_embedding.weight[seen], before[seen])

@@ -18,11 +18,11 @@ from vadexport import certificate
 from vadexport import int8 as int8_module
 from vadexport.build import BuildOptions, build
 from vadexport.cli import main
-from vadexport.comparison import cosines
 from vadexport.graph import int8_rows
 from vadexport.int8 import int8_graph
 from vadexport.probe import Probe, drawn_frames
 from vadrun import Bundle, Engine, UserError
+from vadrun.selftest import cosines
 
 LOOSE = {"cosine": 0.9, "score": 1.0, "lost": 99}  # the golden models are random: their features are near each other
 

@@ -48,7 +48,7 @@ def test_openvino_reads_what_it_kept(home: Path, bundles: dict[str, Path]) -> No
             return engine.encode(frames)
 
     first = features()
-    blobs = sorted(home.glob("*/*.blob"))
+    blobs = sorted(home.glob("*/fp32/*.blob"))
     assert len(blobs) == 2  # encoder and head
     stamps = [blob.stat().st_mtime_ns for blob in blobs]
     np.testing.assert_array_equal(features(), first)

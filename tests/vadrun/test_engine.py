@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from vadexport.probe import Probe
 from vadrun import Engine, UserError, backends
 from vadrun.backends.onnxruntime import OnnxruntimeBackend
 from vadrun.backends.openvino import OpenvinoBackend
+from vadrun.bundle import Bundle
+from vadrun.selftest import cosines, lowest_cosine
 
 BACKENDS = ("onnxruntime", "openvino")
 
@@ -224,12 +227,68 @@ def test_a_backend_is_given_no_more_frames_than_it_takes(
 ) -> None:
     given: list[int] = []
 
-    def encode(self: OnnxruntimeBackend, frames: np.ndarray) -> np.ndarray:
-        given.append(len(frames))
-        return np.zeros((len(frames), 128), np.float32)
+    encode = OnnxruntimeBackend.encode
 
-    monkeypatch.setattr(OnnxruntimeBackend, "encode", encode)
+    def counted(self: OnnxruntimeBackend, frames: np.ndarray) -> np.ndarray:
+        given.append(len(frames))
+        return encode(self, frames)
+
+    monkeypatch.setattr(OnnxruntimeBackend, "encode", counted)
     monkeypatch.setattr(OnnxruntimeBackend, "batch_limit", 5)
     with Engine.load(bundles["ucf"], "onnxruntime:cpu", batch=8) as engine:
         engine.encode(np.zeros((12, 64, 64, 3), np.uint8))
-        assert (engine.batch, given) == (5, [5, 5, 2])
+        assert (engine.batch, given) == (5, [5, 5, 5, 2])  # the first are the start-up test's
+
+
+def wrong_at(attempts: set[int], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Let OpenVINO's engines of these numbers see every frame upside down; returns each one's ``Options.plain``."""
+    loaded: list[bool] = []
+    begin, encode = OpenvinoBackend.__init__, OpenvinoBackend.encode
+
+    def counted(self: OpenvinoBackend, bundle: Bundle, device: str, options: backends.Options) -> None:
+        begin(self, bundle, device, options)
+        self.wrong = len(loaded) in attempts  # type: ignore[attr-defined]
+        loaded.append(options.plain)
+
+    def turned(self: OpenvinoBackend, frames: np.ndarray) -> np.ndarray:
+        return encode(self, np.ascontiguousarray(255 - frames[:, ::-1]) if self.wrong else frames)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(OpenvinoBackend, "__init__", counted)
+    monkeypatch.setattr(OpenvinoBackend, "encode", turned)
+    return loaded
+
+
+def test_a_backend_that_comes_up_wrong_is_compiled_anew(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = wrong_at({0}, monkeypatch)
+    with Engine.load(bundles["ucf"], "openvino") as engine:
+        assert re.search(r"openvino:cpu gave wrong features of the probe \(cosine -?0\.\d\d\)", engine.why)
+        assert loaded == [False, True]
+        assert lowest_cosine(engine.bundle, engine.backend) > 0.99
+
+
+def test_a_backend_that_stays_wrong_is_not_used(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_at(set(range(10)), monkeypatch)
+    with Engine.load(bundles["ucf"]) as engine:
+        assert engine.backend.name == "onnxruntime"
+        assert "openvino:cpu gives wrong features" in engine.why
+    with pytest.raises(UserError, match=r"gives wrong features of the bundle's probe here .* vadexport verify says"):
+        Engine.load(bundles["ucf"], "openvino")
+    # Who is to say how wrong it is can load it.
+    with Engine.load(bundles["ucf"], "openvino", refuse_wrong=False) as engine:
+        assert lowest_cosine(engine.bundle, engine.backend) < 0.9
+
+
+def test_a_feature_that_is_no_number_is_wrong() -> None:
+    good = np.ones((2, 4), np.float32)
+    assert np.array_equal(cosines(good, good * 3), [1, 1])
+    assert np.array_equal(cosines(good, np.array([[np.nan] * 4, [0] * 4], np.float32)), [-1, -1])
+
+
+def test_plain_openvino_keeps_nothing_and_has_one_stream(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    backend = OpenvinoBackend(Bundle.open(bundles["ucf"]), "cpu", backends.Options(plain=True))
+    assert len(backend._encoders) == 1 and not any(tmp_path.rglob("*.blob"))

@@ -14,7 +14,7 @@ from vadrun import Engine, EventRule, UserError, Video, run_video
 from vadrun.engine import Engine as EngineClass
 from vadrun.events import Event, find_events
 from vadrun.gate import GateRule
-from vadrun.pipeline import Pipeline, _Reader
+from vadrun.pipeline import Pipeline
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet
 
@@ -143,25 +143,6 @@ def test_an_error_in_the_reader_comes_out(engine: Engine, clip: Path, monkeypatc
     monkeypatch.setattr(Video, "snippets", snippets)
     with pytest.raises(UserError, match="the disk is gone"):
         run_video(engine, clip, EventRule())
-
-
-def test_the_reader_stays_a_bounded_distance_ahead(clip: Path) -> None:
-    made = 0
-
-    def snippets(video: Video) -> Iterator[Snippet]:
-        nonlocal made
-        for index in range(1000):
-            made += 1
-            yield Snippet(index, 0.0, 1.0, np.zeros((1, 2, 2, 3), np.uint8))
-
-    reader = _Reader([clip], snippets, depth=4)
-    reader.start()
-    taken = [reader.get(None) for _ in range(3)]  # that the video begins, and two snippets
-    threading.Event().wait(0.3)  # all the time it wants
-    assert [type(item).__name__ for item in taken] == ["_Opened", "Snippet", "Snippet"]
-    assert made <= 2 + 4 + 1
-    reader.stop()
-    assert made < 1000
 
 
 def test_batches_hold_snippets_of_several_videos(

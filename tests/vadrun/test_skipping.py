@@ -29,7 +29,7 @@ WAYS = {
 def snippets(path: Path, skipping: bool, sampling: Sampling | None = None, **rest: Any) -> tuple[list[Snippet], Video]:
     with Video(path, **rest) as video:
         if not skipping:
-            video._skipper = None
+            video._reader.skipper = None
         return list(video.snippets(sampling, SMALL)), video
 
 
@@ -175,7 +175,7 @@ def test_the_gate_sees_the_same(tmp_path: Path) -> None:
     found = []
     for skipping in (True, False):
         with Video(path) as video:
-            video._skipper = video._skipper if skipping else None
+            video._reader.skipper = video._reader.skipper if skipping else None
             cut = video.snippets(Sampling(), SMALL, gate=GateRule(audit=0.3))
             found.append([(s.index, s.verdict, len(s.images)) for s in cut])
     assert found[0] == found[1]

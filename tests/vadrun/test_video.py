@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tests.clips import Image, add_cover, cut, number_of, numbered, spoil, write_clip, write_sound
-from vadrun import video as module
+from vadrun import reader as module
 from vadrun.errors import UserError
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.sampling import Sampling
-from vadrun.video import Snippet, Video, find_videos, read_snippets
+from vadrun.video import Snippet, Video, read_snippets
 
 SMALL = Preprocessing.for_size(64)
 INDEX_FIRST = {"movflags": "faststart"}
@@ -265,7 +265,7 @@ def test_the_number_of_threads_changes_no_pixel(tmp_path: Path, codec: str) -> N
 
 def test_the_number_of_threads_can_be_set(tmp_path: Path) -> None:
     with Video(write_clip(tmp_path / "clip.mp4", 5), threads=7) as video:
-        assert video._stream.thread_count == 7
+        assert video._reader.stream.thread_count == 7
 
 
 @pytest.mark.parametrize("frames", [0, 4])
@@ -400,8 +400,8 @@ def test_a_container_that_cannot_be_followed_is_read_on(
                 self.left -= 1
                 raise av.error.InvalidDataError(1094995529, "Invalid data")
 
-    really = module._open
-    monkeypatch.setattr(module, "_open", lambda path: Broken(really(path)))
+    really = module.open_container
+    monkeypatch.setattr(module, "open_container", lambda path: Broken(really(path)))
     with Video(write_clip(tmp_path / "clip.mp4", 60, options={"bf": "0"})) as video:
         found = [number_of(snippet.images[0]) for snippet in video.snippets(EACH, SMALL)]
         assert found == list(range(60 if times == 3 else 20))
@@ -438,9 +438,9 @@ class Tripping:
 
 def test_a_stream_that_shows_up_late_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "late.ts", 40)
-    opened = module._open
-    monkeypatch.setattr(module, "_open", lambda path: Tripping(opened(path)))
-    monkeypatch.setattr(module, "_pick_stream", lambda container, path: container.streams.video[0])
+    opened = module.open_container
+    monkeypatch.setattr(module, "open_container", lambda path: Tripping(opened(path)))
+    monkeypatch.setattr(module, "pick_stream", lambda container, path: container.streams.video[0])
     assert numbers(path) == list(range(40))
     assert damage(path) is None
 
@@ -682,17 +682,6 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path, sampling: Sampling)
         gc.enable()
     growth = sizes[-1] - sizes[len(sizes) // 4]
     assert growth < 15e6, f"{growth / 1e6:.0f} MB; the frames on the way have {1100 * 0.115:.0f} MB"
-
-
-def test_find_videos_looks_into_all_folders(tmp_path: Path) -> None:
-    for name in ("b.MP4", "a.mkv", "x/c.avi", "x/y/d.ts", "notes.txt", "._b.mp4", ".trash/e.mp4", "x/f.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.mp4").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)]
-    assert found == ["a.mkv", "b.MP4", "x/c.avi", "x/y/d.ts"]
-    with pytest.raises(UserError, match="not a folder"):
-        find_videos(tmp_path / "a.mkv")
 
 
 def _noisy(number: int, width: int, height: int) -> Image:

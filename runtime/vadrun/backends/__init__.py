@@ -7,7 +7,7 @@ A backend is a module with one class that has the members of :class:`Backend` an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +38,7 @@ class Options:
 
     precision: str = "auto"  # arithmetic of the encoder; "auto" is what is fastest here
     threads: int | None = None  # inference threads; None leaves it to the library
+    plain: bool = False  # compiled anew, in the way in which the least can go wrong
 
 
 class Backend(Protocol):
@@ -115,8 +116,11 @@ def about() -> dict[str, dict[str, str]]:
     return {name: getattr(import_module(module), class_name).about() for name, module, class_name in classes}
 
 
-def load(bundle: Bundle, name: str, options: Options) -> tuple[Backend, str]:
+def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = True) -> tuple[Backend, str]:
     """The backend for ``name`` ("auto", "onnxruntime", "onnxruntime:cpu", ...) and why it was taken.
+
+    One that does not know the bundle's probe (see :mod:`vadrun.selftest`) is loaded once more, plainly, and then
+    passed over, or, without ``refuse_wrong``, taken as it is.
 
     Raises:
         UserError: an unknown name, or none of what was asked for works here.
@@ -139,16 +143,40 @@ def load(bundle: Bundle, name: str, options: Options) -> tuple[Backend, str]:
             remedies += [install] if isinstance(reason, Missing) else []
             continue
         try:
-            backend: Backend = kind(bundle, known_device, options)
+            backend, remark = _tested(kind, bundle, known_device, options, refuse_wrong)
         except BackendError as error:
             passed_over.append(f"{label} {error}")
             continue
         why = "named by the user" if name == label else "the first that works here"
+        if remark:
+            passed_over.append(f"{label} {remark}")
         if passed_over:
             why += f" ({'; '.join(passed_over)})"
         return backend, why
     advice = f"; to install: {' or '.join(dict.fromkeys(remedies))}" if remedies else ""
     raise UserError(f"no backend can run {bundle.root} here: {'; '.join(passed_over)}{advice}")
+
+
+def _tested(kind: Any, bundle: Bundle, device: str, options: Options, refuse_wrong: bool) -> tuple[Backend, str | None]:
+    """A backend that knows the probe, and a remark if it took a second attempt."""
+    from vadrun.selftest import COSINE, lowest_cosine  # numpy is not needed to list backends
+
+    backend: Backend = kind(bundle, device, options)
+    first = lowest_cosine(bundle, backend)
+    if first >= COSINE:
+        return backend, None
+    backend.close()
+    backend = kind(bundle, device, replace(options, plain=True))
+    second = lowest_cosine(bundle, backend)
+    if second >= COSINE:
+        return backend, f"gave wrong features of the probe (cosine {first:.2f}) and was compiled anew"
+    if refuse_wrong:
+        backend.close()
+        raise BackendError(
+            f"gives wrong features of the bundle's probe here (cosine {second:.2f}, should be 1): "
+            "vadexport verify says more"
+        )
+    return backend, None
 
 
 def check_shapes(bundle: Bundle, shapes: dict[str, list[Any]]) -> None:

@@ -52,7 +52,7 @@ class OpenvinoBackend(Backend):
         # said in the result. The certificate holds what it changes (limits of its own).
         if options.precision == "fp16" or (options.precision == "bf16" and not capable):
             raise BackendError(f"does not compute in {options.precision} on this CPU")
-        kept = model_cache(bundle.sha256)
+        kept = None if options.plain else model_cache(bundle.sha256)
         held = bundle.encoder_precisions
         graph: str | None = next((p for p in ("fp32", "fp16") if p in held), None)
         if "int8" in held and options.precision in ("auto", "int8"):
@@ -66,7 +66,7 @@ class OpenvinoBackend(Backend):
         # Halves of a batch side by side, on half of the cores each, wait for each other less than all cores within one;
         # and threads that are pinned to a core wait for the decoder there while another core is free.
         cores = options.threads or _cores()
-        self._streams = 2 if cores > 1 else 1
+        self._streams = 2 if cores > 1 and not options.plain else 1
 
         def compiled(name: str, precision: str, streams: int) -> Any:
             path = bundle.root / name
@@ -78,7 +78,8 @@ class OpenvinoBackend(Backend):
             if options.threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = options.threads
             if kept is not None:
-                settings["CACHE_DIR"] = str(kept)
+                # The library's own key leaves out the precision: a model for one would be read for the other.
+                settings["CACHE_DIR"] = str(kept / precision)
             try:
                 return core.compile_model(str(path), "CPU", settings)
             except RuntimeError as error:

@@ -1,0 +1,153 @@
+"""A video file that is being decoded: its packets, and its pictures in the order of their display.
+
+Damaged files are read as far as they go; what was wrong with them is counted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+from av.video.stream import VideoStream
+
+from vadrun.decoders import SOFTWARE, Decoder, DecoderError
+from vadrun.skipping import AHEAD, Skipped, Skipper
+from vadrun.sources import open_container, pick_stream
+from vadrun.wholeness import Faults, what_is_missing
+
+_MOST_READ_ERRORS = 100  # in a row, before a container that yields nothing more is given up
+
+
+class Reader:
+    """Reads a file once, from front to back.
+
+    Args:
+        path: the file.
+        decoder: makes a decoder of the video stream.
+
+    Attributes:
+        stream: the video stream.
+        decoder: what decodes it.
+        faults: what was wrong with the file so far.
+        skipper: leaves out pictures that nobody looks at; None where that is not possible.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+        DecoderError: the decoder cannot be made.
+    """
+
+    def __init__(self, path: Path, decoder: Callable[[VideoStream], Decoder]) -> None:
+        self.faults = Faults()
+        self.skipper: Skipper | None = None
+        self._path = path
+        self.container = open_container(path)
+        try:
+            self.stream = pick_stream(self.container, path)
+            self.decoder = decoder(self.stream)
+        except BaseException:
+            self.container.close()
+            raise
+        # AVI has no display times to tell the order from; hardware decodes everything.
+        if self.decoder.name == SOFTWARE and self._codec == "h264" and self.container.format.name != "avi":
+            self.skipper = Skipper()
+
+    @property
+    def _codec(self) -> str:
+        return self.stream.codec_context.name
+
+    def close(self) -> None:
+        """Let go of the file; may be called again."""
+        self.decoder.close()
+        self.container.close()
+
+    def pictures(self) -> Iterator[av.VideoFrame | Skipped]:
+        """All pictures in display order, and in their places those that are not decoded; to be called once.
+
+        Raises:
+            DecoderError: a hardware decoder fails, or meets damage.
+            Irregular: pictures were skipped, and which ones is in doubt.
+        """
+        # One packet behind the reader, to know the last one. If that is incomplete it holds half a picture at most,
+        # and its error would take along the good frames that the decoder's other threads still have.
+        # Further behind where pictures may be skipped, to know their order.
+        behind = 1 if self.skipper is None else AHEAD
+        waiting: deque[av.Packet[VideoStream]] = deque()
+        for packet in self._packets():
+            if self.skipper is not None:
+                self.skipper.announce(packet)
+            waiting.append(packet)
+            if len(waiting) > behind:
+                yield from self._decode_packet(waiting.popleft())
+        while len(waiting) > 1:
+            yield from self._decode_packet(waiting.popleft())
+        last = waiting.popleft() if waiting else None
+        if last is not None and not last.is_corrupt:
+            yield from self._decode_packet(last)
+        yield from self._decode_packet(None)
+        if self.skipper is not None:
+            yield from self.skipper.placed(None)
+        self.faults.cut = what_is_missing(self._path)
+        if last is not None and last.is_corrupt and self.faults.cut is None:
+            self.faults.cut = "it ends in the middle of a picture"
+
+    def _packets(self) -> Iterator[av.Packet[VideoStream]]:
+        errors = 0
+        while True:
+            try:
+                for packet in self.container.demux(self.stream):
+                    errors = 0
+                    # An empty one would tell the decoder that the stream is over.
+                    if packet.size:
+                        yield packet
+                return
+            except IndexError:
+                # Transport streams and FLV may show a stream that was not there when the file was opened. PyAV has no
+                # entry for it and trips over its first packet, which is none of ours; called again, it passes over it.
+                continue
+            except av.FFmpegError:
+                # The container's own structure is broken here; reading may well go on behind it.
+                self._fault("broken")
+                errors += 1
+                if errors == _MOST_READ_ERRORS:
+                    return
+
+    def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame | Skipped]:
+        if packet is not None and packet.is_corrupt:
+            self._fault("incomplete")
+        if packet is not None and self.skipper is not None:
+            # The decoder takes this with the packet, for whichever of its threads gets it.
+            self.stream.codec_context.skip_frame = "NONREF" if self.skipper.skips(packet) else "DEFAULT"
+        try:
+            frames = self.decoder.decode(packet)
+        except av.FFmpegError:
+            self._fault("undecoded")
+            return
+        for frame in frames:
+            if frame.is_corrupt:
+                self._fault("patched")
+            if self.skipper is not None:
+                yield from self.skipper.placed(frame)
+            yield frame
+
+    def timestamp(self, frame: av.VideoFrame | Skipped) -> float | None:
+        """A picture's own time in seconds, if it has one."""
+        # AVI stores no display times, and FFmpeg's guess at them is wrong with B-frames; decoding times, which it
+        # does store, come out in the order of display.
+        stamp = frame.dts if self.container.format.name == "avi" or frame.pts is None else frame.pts
+        base = self.stream.time_base
+        return None if stamp is None or base is None else float(stamp * base)
+
+    def duration(self, frame: av.VideoFrame | Skipped) -> float | None:
+        """How long a picture is on display in seconds, if it says so."""
+        ticks, base = getattr(frame, "duration", None), self.stream.time_base  # PyAV 15 has it
+        return float(ticks * base) if ticks and ticks > 0 and base is not None else None
+
+    def _fault(self, kind: str) -> None:
+        """Count a fault; with hardware, which patches pictures without saying so, leave the file to software."""
+        if self.decoder.name != SOFTWARE:
+            raise DecoderError("meets damage")
+        self.faults.note(kind)
+        if self.skipper is not None:
+            self.skipper.doubt()
