@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vadrun.audit import GateAudit
 from vadrun.calibration import CalibratedDetector, Calibration
-from vadrun.decoders import SOFTWARE
+from vadrun.decoders import SOFTWARE, DecoderFailed
 from vadrun.engine import Engine
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.feeding import Batch, Closed, Encoded, Encoder, Failed, Opened, ReadAhead, Step
@@ -118,15 +118,45 @@ def run_video(
         sink: takes every snippet and event in order, as soon as their chunk is scored.
         progress: called after every batch.
         gate: encodes only where something happens.
-        decoder: as :class:`vadrun.Video` has it.
+        decoder: as :class:`vadrun.Video` has it. Where hardware that ``auto`` took gives up, the file is read again in
+            software, and the sink takes what it has not had yet.
 
     Raises:
         UserError: the file is no video that can be read, or the calibration is not the bundle's. Damage further on is
             not an error: the scores up to there are given, and :attr:`VideoResult.damage` says what happened.
-        DecoderFailed: a hardware decoder gave up; begin again with software and a new sink.
+        DecoderFailed: the hardware decoder that was named gave up.
     """
+    once = None if sink is None else _Once(sink)
     with Pipeline(engine, [source], gate, decoder) as pipeline:
-        return pipeline.score(0, rule, sink, progress)
+        try:
+            return pipeline.score(0, rule, once, progress)
+        except DecoderFailed as error:
+            if decoder != "auto":
+                raise
+            why = str(error)
+    with pipeline.again(0) as software:
+        result = software.score(0, rule, once, progress)
+    result.info = replace(result.info, decoder_why=why)
+    return result
+
+
+class _Once:
+    """Passes on what a sink has not had yet of a video that may be scored twice."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._snippets = 0
+        self._events: dict[str, int] = {}  # class -> last snippet of its last event
+
+    def snippet(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
+        if index >= self._snippets:
+            self._snippets = index + 1
+            self._sink.snippet(index, start, end, anomaly, classes)
+
+    def event(self, event: Event) -> None:
+        if event.first_snippet > self._events.get(event.label, -1):
+            self._events[event.label] = event.last_snippet
+            self._sink.event(event)
 
 
 class Pipeline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from av.codec import CodecContext
 
-from tests.clips import number_of, spoil, write_clip
-from vadrun import UserError, Video, decoders
+from tests.clips import number_of, numbered, spoil, write_clip
+from vadrun import Calibration, Engine, EventRule, UserError, Video, decoders, run_video
 from vadrun.cli import main
 from vadrun.decoders import CudaDecoder, DecoderError, DecoderFailed, GstreamerDecoder
+from vadrun.events import Event
 from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet
@@ -185,6 +187,65 @@ def test_the_command_begins_again_in_software(
     assert main(arguments) == 0
     (result,) = json.loads(capsys.readouterr().out)["videos"]
     assert (result["video"]["decoder"], result["snippets"]) == ("cuda", 4)
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_the_library_goes_on_in_software(
+    tmp_path: Path,
+    bundles: dict[str, Path],
+    bare: type[BareDecoder],
+    monkeypatch: pytest.MonkeyPatch,
+    classes: bool,
+) -> None:
+    """With chunks of 4, two have been given when hardware gives up; a sink takes every row and event once."""
+    clip = write_clip(tmp_path / "clip.mp4", 16 * 16, draw=lambda n, w, h: numbered(n // 48 * 37, w, h))
+    with Engine.load(bundles["xd"], "onnxruntime:cpu", batch=2) as engine:
+        bundle, head = engine.bundle, engine.backend.head
+
+        def short(features: Any, lengths: Any, text: Any) -> Any:
+            padded = np.zeros((len(features), bundle.model.positions, features.shape[2]), np.float32)
+            padded[:, : features.shape[1]] = features
+            logits, alignment = head(padded, lengths, text)
+            return logits[:, :4], alignment[:, :4]
+
+        monkeypatch.setattr(engine.backend, "head", short)
+        monkeypatch.setattr(engine, "bundle", replace(bundle, model=replace(bundle.model, positions=4)))
+        rows: list[Any] = []
+
+        class Keep:
+            def snippet(self, index: int, *rest: Any) -> None:
+                rows.append(index)
+
+            def event(self, event: Event) -> None:
+                rows.append(event.to_json())
+
+        rule: EventRule | Calibration = EventRule(threshold=0.05, min_length=0, merge_gap=0)
+        if classes:
+            value = {
+                "schema": 1,
+                "kind": "vadclip-edge calibration",
+                "camera": None,
+                "bundle": bundle.sha256,
+                "labels": list(bundle.model.labels),
+                "sampling": bundle.sampling.to_manifest(),
+                "classes": {label: rule.to_json() for label in bundle.model.labels[1:]},
+                "probabilities": None,
+            }
+            (tmp_path / "c.json").write_text(json.dumps(value))
+            rule = Calibration.read(tmp_path / "c.json")
+        run_video(engine, clip, rule, Keep())
+        expected = rows.copy()
+        rows.clear()
+        bare.fails_at = 13 * 16
+        result = run_video(engine, clip, rule, Keep(), decoder="auto")
+        assert result.snippets == 16 and result.info.decoder == "software"
+        assert "decode this file in software" in str(result.info.decoder_why)
+        assert [row for row in rows if isinstance(row, int)] == list(range(16))
+        found, wanted = ([row for row in some if isinstance(row, dict)] for some in (rows, expected))
+        assert len(wanted) > 0 and [e["snippets"] for e in found] == [e["snippets"] for e in wanted]
+        assert [e["label"] for e in found] == [e["label"] for e in wanted]
+        with pytest.raises(DecoderFailed):
+            run_video(engine, clip, rule, decoder="cuda")
 
 
 def test_unknown_decoders_are_refused(tmp_path: Path) -> None:
