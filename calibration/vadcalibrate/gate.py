@@ -147,8 +147,8 @@ def measure(
         thresholds: rising.
 
     Raises:
-        UserError: nothing there, a video that cannot be read or is damaged, or a bundle with several images to a
-            snippet.
+        UserError: nothing there, a video that cannot be read or is damaged, a bundle with several images to a snippet,
+            or a feature that is not finite.
     """
     images = engine.bundle.sampling.images_per_snippet
     if images > 1:
@@ -377,6 +377,11 @@ def _of_video(
 
         for features in engine.encode_each(images()):
             for item, feature in zip(under_way.popleft(), features, strict=True):
+                if not np.isfinite(feature).all():
+                    raise UserError(
+                        f"{path} has a feature that is not finite at {item.start:.1f} s: check the bundle with "
+                        "vadexport verify, or leave the video out"
+                    )
                 found.spans.append((item.start, item.end))
                 found.waiting.append(item._replace(look=_Look(np.empty(0, np.uint8), [])))  # let go of the image
                 found.plain.take(item.number, feature, Verdict.ENCODE)

@@ -319,6 +319,19 @@ def test_a_file_that_holds_nothing(tmp_path: Path, bundles: dict[str, Path]) -> 
             Calibration.read(path)
 
 
+def test_a_feature_that_is_not_finite(engine: Engine, recordings: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engine.backend.encode
+
+    def broken(frames: Any) -> Any:
+        features = real(frames)
+        features[1] = np.nan
+        return features
+
+    monkeypatch.setattr(engine.backend, "encode", broken)
+    with pytest.raises(UserError, match=r"g0\.mp4 has a feature that is not finite at 0\.6 s"):
+        measure(engine, recordings, GateRule(), RULE)
+
+
 def test_a_bundle_with_several_images_to_a_snippet(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
