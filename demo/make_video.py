@@ -11,6 +11,7 @@ from typing import Any
 import av
 
 from vadclip.world import make_clip
+from vadclip.world.dataset import X264
 
 # Scenes of the test split, which neither CLIP nor VadCLIP has seen: (label, number of the clip).
 CLIPS = (
@@ -34,12 +35,13 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str]] = []
     index = 0
+    options = {"crf": "27", "preset": "slow", "x264-params": X264}
     with av.open(str(out / "demo.mp4"), "w") as container:
         stream: Any = None
         for label, number in CLIPS:
             clip = make_clip(0, "test", label, number, seconds=SECONDS)
             if stream is None:
-                stream = container.add_stream("libx264", rate=clip.fps, options={"crf": "27", "preset": "slow"})
+                stream = container.add_stream("libx264", rate=clip.fps, options=options)
                 stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
             for first, end in clip.intervals:
                 rows.append((label, f"{(index + first) / clip.fps:.3f}", f"{(index + end) / clip.fps:.3f}"))

@@ -348,3 +348,15 @@ def test_words_that_no_caption_has_know_nothing() -> None:
     others[seen] = False
     assert not clip.token_embedding.weight[others].any()
     assert torch.equal(clip.token_embedding.weight[seen], before[seen])
+
+
+def test_a_size_says_how_many_scenes_there_are_to_train_on(tmp_path: Path) -> None:
+    """The test part has the same clips however many scenes the training part has."""
+    found = {}
+    for scenes in (1, 40):
+        write_dataset(tmp_path / str(scenes), replace(TINY, train=(4, 0), scenes=scenes), seed=3, jobs=1)
+        videos = tmp_path / str(scenes) / "videos"
+        found[scenes] = {path.name: path.read_bytes() for path in videos.iterdir()}
+    assert found[1].keys() == found[40].keys()
+    changed = {name for name in found[1] if found[1][name] != found[40][name]}
+    assert changed and all("train" in name for name in changed)

@@ -19,7 +19,7 @@ FPS = 30
 LABELS = ("normal", *EVENTS)
 SPLITS = ("train", "test")
 SCENES = {"train": 10, "test": 6}
-"""Scenes of each kind that a split has of its own."""
+"""Scenes of each kind that a split has of its own, unless its size says more."""
 
 _DRIVEN = ("road", "car park")
 _EVERY = 8  # frames from one caption to the next
@@ -111,6 +111,7 @@ def make_clip(
     seconds: tuple[float, float] = (16.0, 32.0),
     kind: str | None = None,
     night: bool | None = None,
+    scenes: int | None = None,
 ) -> Clip:
     """Stage a clip; nothing is drawn before its frames are asked for.
 
@@ -125,6 +126,7 @@ def make_clip(
         seconds: least and greatest length.
         kind: of the scene, one of ``KINDS``; by chance if None. Accidents happen on roads and in car parks only.
         night: whether it is dark; by chance if None.
+        scenes: of each kind, to choose from; as many as ``SCENES`` says if None.
 
     Raises:
         UserError: an unknown split, label or kind, or one that does not go with the label.
@@ -142,7 +144,7 @@ def make_clip(
     drawn = str(rng.choice(_DRIVEN)) if label == "accident" else str(rng.choice(KINDS, p=weights))
     dark = bool(rng.random() < 0.4)
     frames = int(rng.uniform(*seconds) * FPS)
-    scene = make_scene(split, kind or drawn, int(rng.integers(SCENES[split])), seed)
+    scene = make_scene(split, kind or drawn, int(rng.integers(scenes or SCENES[split])), seed)
     dark = dark if night is None else night
     stage = Stage(scene, scene.lighting(rng, dark), FPS, frames, rng)
     intervals: tuple[Interval, ...] = ()
