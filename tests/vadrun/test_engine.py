@@ -233,3 +233,24 @@ def test_a_backend_is_given_no_more_frames_than_it_takes(
     with Engine.load(bundles["ucf"], "onnxruntime:cpu", batch=8) as engine:
         engine.encode(np.zeros((12, 64, 64, 3), np.uint8))
         assert (engine.batch, given) == (5, [5, 5, 2])
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(1, [7]), (2, [2, 2, 2, 1]), (5, [1] * 7)])
+def test_onnxruntime_computes_parts_of_a_batch_side_by_side(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, threads: int, parts: list[int]
+) -> None:
+    frames = Probe.load(bundles["ucf"] / "probe.npz").frames[:7]
+    with Engine.load(bundles["ucf"], "openvino:cpu", precision="fp32") as engine:
+        expected = engine.encode(frames)
+    given: list[int] = []
+    part = OnnxruntimeBackend._part
+
+    def watched(self: OnnxruntimeBackend, some: np.ndarray) -> np.ndarray:
+        given.append(len(some))
+        return part(self, some)
+
+    monkeypatch.setattr(OnnxruntimeBackend, "_part", watched)
+    with Engine.load(bundles["ucf"], "onnxruntime:cpu", threads=threads) as engine:
+        np.testing.assert_allclose(engine.encode(frames), expected, atol=1e-5)
+        assert sorted(given, reverse=True) == parts
+        np.testing.assert_allclose(engine.encode(frames[:1]), expected[:1], atol=1e-5)

@@ -7,6 +7,7 @@ A backend is a module with one class that has the members of :class:`Backend` an
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -149,6 +150,11 @@ def load(bundle: Bundle, name: str, options: Options) -> tuple[Backend, str]:
         return backend, why
     advice = f"; to install: {' or '.join(dict.fromkeys(remedies))}" if remedies else ""
     raise UserError(f"no backend can run {bundle.root} here: {'; '.join(passed_over)}{advice}")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_shapes(bundle: Bundle, shapes: dict[str, list[Any]]) -> None:
