@@ -292,3 +292,25 @@ def test_plain_openvino_keeps_nothing_and_has_one_stream(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     backend = OpenvinoBackend(Bundle.open(bundles["ucf"]), "cpu", backends.Options(plain=True))
     assert len(backend._encoders) == 1 and not any(tmp_path.rglob("*.blob"))
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(1, [7]), (2, [2, 2, 2, 1]), (5, [1] * 7)])
+def test_onnxruntime_computes_parts_of_a_batch_side_by_side(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, threads: int, parts: list[int]
+) -> None:
+    frames = Probe.load(bundles["ucf"] / "probe.npz").frames[:7]
+    with Engine.load(bundles["ucf"], "openvino:cpu", precision="fp32") as engine:
+        expected = engine.encode(frames)
+    given: list[int] = []
+    part = OnnxruntimeBackend._part
+
+    def watched(self: OnnxruntimeBackend, some: np.ndarray) -> np.ndarray:
+        given.append(len(some))
+        return part(self, some)
+
+    monkeypatch.setattr(OnnxruntimeBackend, "_part", watched)
+    with Engine.load(bundles["ucf"], "onnxruntime:cpu", threads=threads) as engine:
+        given.clear()  # of the start-up test
+        np.testing.assert_allclose(engine.encode(frames), expected, atol=1e-5)
+        assert sorted(given, reverse=True) == parts
+        np.testing.assert_allclose(engine.encode(frames[:1]), expected[:1], atol=1e-5)

@@ -7,6 +7,7 @@ A backend is a module with one class that has the members of :class:`Backend` an
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -177,6 +178,11 @@ def _tested(kind: Any, bundle: Bundle, device: str, options: Options, refuse_wro
             "vadexport verify says more"
         )
     return backend, None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_shapes(bundle: Bundle, shapes: dict[str, list[Any]]) -> None:

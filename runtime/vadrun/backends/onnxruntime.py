@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes
+from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes, cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from vadrun.bundle import Bundle
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+_SIDE_BY_SIDE = 8  # runs of the encoder; a batch has seldom more frames
+_PART = 2  # frames in one of them: what is computed of more does not stay in a core's cache
 
 
 class OnnxruntimeBackend(Backend):
@@ -66,13 +69,18 @@ class OnnxruntimeBackend(Backend):
         self.precision = graph_precision if device == "cuda" or graph_precision == "int8" else "fp32"
         self.encoder_file = bundle.file("encoder", graph_precision).name
 
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3  # errors only; what matters is raised
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
+        # On a CPU parts of a batch run side by side, each on a thread of its own, and wait for each other only at the
+        # end; threads within a run would wait at every node. Cores beyond that help all of them.
+        threads = options.threads or cores()
+        self._runs = min(threads, _SIDE_BY_SIDE) if device == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self._runs, "encoder") if self._runs > 1 else None
 
-        def session(name: str) -> Any:
+        def session(name: str, threads: int | None) -> Any:
             path = bundle.root / name
+            settings = onnxruntime.SessionOptions()
+            settings.log_severity_level = 3  # errors only; what matters is raised
+            if threads is not None:
+                settings.intra_op_num_threads = threads
             try:
                 made = onnxruntime.InferenceSession(str(path), settings, providers=[_PROVIDERS[device]])
             except Exception as error:  # onnxruntime's own exceptions share no base class
@@ -82,12 +90,19 @@ class OnnxruntimeBackend(Backend):
                 raise BackendError(f"did not start its {_PROVIDERS[device]}")
             return made
 
-        self._encoder = session(self.encoder_file)
-        self._head = session(bundle.file("head").name)
+        self._encoder = session(self.encoder_file, threads - self._runs + 1 if device == "cpu" else options.threads)
+        self._head = session(bundle.file("head").name, options.threads)
         inputs = [*self._encoder.get_inputs(), *self._head.get_inputs()]
         check_shapes(bundle, {value.name: list(value.shape) for value in inputs})
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._pool is None or len(frames) == 1:
+            return self._part(frames)
+        size = min(max(len(frames) // self._runs, 1), _PART)
+        parts = [frames[start : start + size] for start in range(0, len(frames), size)]
+        return np.concatenate(list(self._pool.map(self._part, parts)))
+
+    def _part(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(self._encoder.run(None, {"frames": frames})[0], dtype=np.float32)
 
     def head(
@@ -98,6 +113,8 @@ class OnnxruntimeBackend(Backend):
         return logits, alignment
 
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
         self._encoder = self._head = None
 
 

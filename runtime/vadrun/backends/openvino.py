@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes
+from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes, cores
 from vadrun.cache import model_cache
 
 if TYPE_CHECKING:
@@ -65,8 +64,7 @@ class OpenvinoBackend(Backend):
 
         # Halves of a batch side by side, on half of the cores each, wait for each other less than all cores within one;
         # and threads that are pinned to a core wait for the decoder there while another core is free.
-        cores = options.threads or _cores()
-        self._streams = 2 if cores > 1 and not options.plain else 1
+        self._streams = 2 if (options.threads or cores()) > 1 and not options.plain else 1
 
         def compiled(name: str, precision: str, streams: int) -> Any:
             path = bundle.root / name
@@ -115,11 +113,6 @@ class OpenvinoBackend(Backend):
 
     def close(self) -> None:
         self._encoders, self._head = [], None
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_openvino() -> Any:
