@@ -141,15 +141,26 @@ def _features(
 ) -> tuple[NDArray[np.float32], str | None]:
     """Features [crops,n,d] of one video, and what was wrong with it."""
     parts: list[NDArray[np.float32]] = []
+    waiting: list[NDArray[np.uint8]] = []  # [k*c,S,S,3] of each snippet whose images are not encoded yet
+
+    def encode() -> None:
+        images = np.concatenate(waiting)
+        rows = np.concatenate(
+            [encoder.encode(images[i : i + encoder.batch]) for i in range(0, len(images), encoder.batch)]
+        )
+        for its in np.split(rows, np.cumsum([len(snippet) for snippet in waiting])[:-1]):
+            # [k*c,d] -> the mean over the snippet's k images
+            parts.append(its.reshape(-1, options.crops, its.shape[-1]).mean(axis=0))
+        waiting.clear()
+
     with Video(path) as video:
         for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops]):
-            images = snippet.images.reshape(-1, *snippet.images.shape[2:])
-            rows = np.concatenate(
-                [encoder.encode(images[i : i + encoder.batch]) for i in range(0, len(images), encoder.batch)]
-            )
-            # [k,c,d] -> the mean over the snippet's k images
-            parts.append(rows.reshape(-1, options.crops, rows.shape[-1]).mean(axis=0))
-            progress(path, snippet.end, video.info.duration)
+            waiting.append(snippet.images.reshape(-1, *snippet.images.shape[2:]))
+            if sum(map(len, waiting)) >= encoder.batch:
+                encode()
+                progress(path, snippet.end, video.info.duration)
+        if waiting:
+            encode()
         return np.stack(parts, axis=1), video.damage
 
 

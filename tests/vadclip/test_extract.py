@@ -10,11 +10,13 @@ import torch
 from tests import clips
 from tests.golden import Golden
 from vadclip.cli import main
+from vadclip.extract import Encoder, ExtractOptions, _features
 from vadclip.images import normalise
 from vadclip.lists import load_list
 from vadclip.presets import PRESETS
 from vadrun import Engine, Video
-from vadrun.preprocessing import Preprocessing
+from vadrun.preprocessing import TEN_CROPS, Preprocessing
+from vadrun.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,34 @@ def test_a_checkpoint_gives_what_its_bundle_gives(
     for name in ("a", "b"):
         fast, slow = (np.load(tmp_path / kind / f"{name}__0.npy") for kind in ("bundle", "torch"))
         np.testing.assert_allclose(fast, slow, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "crops", "sample", "calls"),
+    [(2, 1, "middle", [2, 1]), (32, 1, "middle", [3]), (16, 10, "middle", [16, 4, 10]), (32, 1, "mean", [32, 16])],
+)
+def test_batches_hold_images_of_several_snippets(
+    footage: Path, batch: int, crops: int, sample: str, calls: list[int]
+) -> None:
+    """However they are cut, a snippet's feature is the mean of its own images."""
+    given: list[int] = []
+
+    def encode(frames: np.ndarray) -> np.ndarray:
+        given.append(len(frames))
+        return frames.reshape(len(frames), -1)[:, ::97].astype(np.float32)
+
+    sampling = Sampling(pick=sample)
+    encoder = Encoder(encode, 64, "none", batch)
+    preprocessing = Preprocessing.for_size(64)
+    features, _ = _features(
+        footage / "a.mp4", encoder, ExtractOptions(crops, sampling, "float32"), preprocessing, lambda *_: None
+    )
+    assert given == calls
+    with Video(footage / "a.mp4") as video:
+        for number, snippet in enumerate(video.snippets(sampling, preprocessing, TEN_CROPS[:crops])):
+            for crop in range(crops):
+                wanted = snippet.images[:, crop].reshape(len(snippet.images), -1)[:, ::97].astype(np.float32).mean(0)
+                np.testing.assert_allclose(features[crop, number], wanted, rtol=1e-6)
 
 
 def test_half_precision_files_by_default(footage: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
