@@ -128,6 +128,9 @@ class Gate:
         self._calm = 0  # looks in a row that found nothing changed
         self._seen = 0.0  # seconds, of the last look
         self._from_look = False  # whether the present span of pictures began with one
+        self._key = 0.0  # seconds, of the last key picture
+        self._group = math.inf  # seconds between the last two
+        self._near_key = False  # whether no sampled frame has come since
 
     def passes(self, frame: av.VideoFrame | Picture, time: float) -> None:
         """A picture goes by at so many seconds, sampled or not; all do, in display order."""
@@ -136,7 +139,9 @@ class Gate:
             return
         if not isinstance(frame, Picture):
             self._stillness.unknown()
-        elif not frame.is_key:
+        elif frame.is_key:
+            self._key, self._group, self._near_key = time, time - self._key, True
+        else:
             self._stillness.add(frame.kind, frame.size)
 
     def passed(self, frame: av.VideoFrame | Picture) -> None:
@@ -146,10 +151,7 @@ class Gate:
 
     def __call__(self, frame: av.VideoFrame | Picture) -> Looked:
         """Judge a sampled frame; it is decoded only if need be, and converted only if it is to be encoded."""
-        step = self.now - self._asked
-        self._asked = self.now
-        # The next sample may come one step later, and would then be too late for the heartbeat.
-        in_time = self.now + step - self._encoded <= self._rule.heartbeat
+        in_time = self._in_time()
         unseen = in_time and isinstance(frame, Picture) and self._trusts_sizes()
         if unseen:
             verdict = self._hold_or_audit()
@@ -163,6 +165,17 @@ class Gate:
             verdict = self._judge(self._grid(_decoded(frame)), in_time)
         hold = verdict is Verdict.HOLD and not self._rule.shadow
         return Looked(None if hold else self._convert(_decoded(frame)), verdict, unseen)
+
+    def _in_time(self) -> bool:
+        """Whether the heartbeat can wait for another sampled frame."""
+        heartbeat = self._rule.heartbeat
+        wait = self.now - self._asked
+        # Frames right behind a key picture take the least decoding: better the last such one than one in between.
+        if self._near_key and self._calm >= _CALM and self._group <= heartbeat / 2:
+            wait += self._group
+        self._asked, self._near_key = self.now, False
+        # The next one may come so much later, and would then be too late.
+        return self.now + wait - self._encoded <= heartbeat
 
     def _trusts_sizes(self) -> bool:
         return (

@@ -143,7 +143,7 @@ def test_damage_that_the_container_tells_costs_no_place(tmp_path: Path, share: f
 def test_a_picture_that_is_lost_is_replaced_by_its_neighbour(tmp_path: Path, share: float) -> None:
     path = clips.write_clip(tmp_path / "clip.mp4", FRAMES, options={"bf": "3", "g": "40"}, draw=noisy)
     expected, _ = everything(clips.spoil(path, share, 900))
-    found, lazy, _ = on_demand(path, WANTED["every 16th"])
+    found, _, _ = on_demand(path, WANTED["every 16th"])
     assert len(expected) <= len(found) <= len(expected) + 2
     times = [pts for pts, _ in found]
     assert times == sorted(set(times)) and {pts for pts, _ in expected} <= set(times)

@@ -1,4 +1,4 @@
-"""The gate where most pictures are never decoded: a fixed camera with a little noise, a key picture every two seconds."""
+"""The gate where most pictures are never decoded: a fixed camera, a little noise, a key picture every two seconds."""
 
 from __future__ import annotations
 
