@@ -1,7 +1,8 @@
-"""Make footage of a quiet hour: an empty scene of the synthetic world, and one event at its end.
+"""Make footage of a fixed camera's quiet hours: now and then somebody walks through, and at the end comes an event.
 
-The scene, its light and its camera's noise are those of the event's clip (an explosion of the test split). Give the
-result to ``benchmarks.make_video`` for other sizes, rates and codecs.
+The scene, its light and its camera's noise are those of the event's clip (an explosion of the test split). It is kept
+at a high quality, with a key frame every two seconds; give it to ``benchmarks.make_video`` for other sizes, rates,
+codecs and qualities.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import av
 import numpy as np
 
 from benchmarks import measure
-from vadclip.world import make_clip
+from vadclip.world import make_clip, routine
 from vadclip.world.actors import Stage
 from vadclip.world.render import Renderer
 
@@ -27,16 +28,22 @@ def main() -> int:
     p.add_argument("--minutes", type=float, default=3.0, metavar="MIN", help="of quiet (default 3)")
     p.add_argument("--label", default="explosion", metavar="NAME", help="the event (default explosion)")
     p.add_argument("--number", type=int, default=1, metavar="N", help="of the event's clip (default 1)")
+    p.add_argument(
+        "--walkers", type=float, default=0.5, metavar="N", help="people a minute, at random moments (default 0.5)"
+    )
     a = p.parse_args()
     clip = make_clip(0, "test", a.label, a.number, seconds=(20.0, 21.0))
     stage = clip.stage
     frames = round(60 * a.minutes * clip.fps)
     empty = Stage(stage.scene, stage.light, stage.fps, frames, np.random.default_rng(0))
+    for _ in range(round(a.walkers * a.minutes)):
+        routine.walker(empty)
     quiet = Renderer(empty, np.random.default_rng(clip.noise)).frames()
     first, end = clip.intervals[0]
     with av.open(str(a.out), "w") as container:
-        stream = container.add_stream("libx264", rate=clip.fps, options={"preset": "veryfast"})
-        stream.bit_rate = 1_000_000
+        stream = container.add_stream("libx264", rate=clip.fps)
+        stream.options = {"preset": "veryfast", "crf": "18"}
+        stream.codec_context.gop_size = 2 * clip.fps
         for index, picture in enumerate(itertools.chain(quiet, clip.frames)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if index == 0:
@@ -44,6 +51,8 @@ def main() -> int:
             frame.pts, frame.time_base = index, Fraction(1, clip.fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    walking = sum(int((empty.in_view(person)).sum()) for person in empty.people)
+    print(f"{a.out}: somebody walks in {walking} of {frames} frames")
     print(f"{a.out}: {frames + clip.frame_count} frames, {a.label} in frames {frames + first} to {frames + end}")
     return 0
 

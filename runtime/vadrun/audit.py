@@ -30,10 +30,11 @@ class GateAudit:
         self._rule = rule
         self._counts = dict.fromkeys(Verdict, 0)
         self._errors: list[float] = []  # of the audited snippets; in the shadow, of all
+        self._unseen = 0
         self._missed = 0  # audited snippets that only their own feature takes over the threshold
         self._shadow_events: list[Event] = []
 
-    def push(self, verdict: Verdict, own: float, held: float, *, lost: bool) -> None:
+    def push(self, verdict: Verdict, own: float, held: float, *, lost: bool, unseen: bool = False) -> None:
         """Take the next snippet.
 
         Args:
@@ -41,8 +42,10 @@ class GateAudit:
             own: its score with its own feature.
             held: its score with the feature that the gate held for it.
             lost: whether only its own feature takes a score over an event's threshold.
+            unseen: whether the verdict fell without a look at the picture.
         """
         self._counts[verdict] += 1
+        self._unseen += unseen
         if self._rule.shadow or verdict is Verdict.AUDIT:
             self._errors.append(abs(own - held))
             self._missed += lost
@@ -58,11 +61,12 @@ class GateAudit:
             events: those of the run.
 
         Returns:
-            Its rule, counts, and under ``score_error`` and ``events_missed`` what holding changed. In the shadow both
-            are exact. Else ``score_error`` is the mean over the audited snippets, with an upper bound on the mean over
-            all gated ones; ``events_missed`` is an estimate with an upper bound: an event that is missed as a whole
-            has a gated snippet that only its own feature takes over the threshold, so there are at most as many
-            missed events as such snippets. None where nothing was audited.
+            Its rule, counts (``unseen``: held or audited by the sizes of packets, without a look), and under
+            ``score_error`` and ``events_missed`` what holding changed. In the shadow both are exact. Else
+            ``score_error`` is the mean over the audited snippets, with an upper bound on the mean over all gated
+            ones; ``events_missed`` is an estimate with an upper bound: an event that is missed as a whole has a
+            gated snippet that only its own feature takes over the threshold, so there are at most as many missed
+            events as such snippets. None where nothing was audited.
         """
         audited, held = self._counts[Verdict.AUDIT], self._counts[Verdict.HOLD]
         gated = audited + held
@@ -74,6 +78,7 @@ class GateAudit:
             "snippets": total,
             "gated": gated,
             "share_gated": round(gated / total, 4) if total else 0.0,
+            "unseen": self._unseen,
             "encoded": total - held,
             "audited": audited,
             "score_error": None,

@@ -80,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
         choices=GATE_MODES,
         const="on",
         default="off",
-        help="hold the last feature while the picture stands still; shadow: only count what that would change",
+        help="hold the last feature while the picture stands still, and leave undecoded what H.264 and H.265 allow; "
+        "shadow: only count what that would change",
     )
     gate.add_argument(
         "--gate-threshold",
@@ -340,6 +341,8 @@ def _gate_line(gate: dict[str, Any]) -> str:
     """What the gate did, in one line."""
     held = "would have been held" if gate["mode"] == "shadow" else "held"
     text = f"gate: {gate['share_gated']:.0%} of the snippets {held}"
+    if gate["pictures_undecoded"]:
+        text += f", {gate['pictures_undecoded']} pictures never decoded"
     error, missed = gate["score_error"], gate["events_missed"]
     if error is None or missed is None:
         return text + ("; none of them was audited, so what that cost is not known" if gate["gated"] else "")

@@ -58,12 +58,18 @@ class Decoder(Protocol):
 
 
 class SoftwareDecoder:
-    """FFmpeg on the CPU."""
+    """FFmpeg on the CPU.
+
+    Args:
+        stream: of an opened file.
+        threads: 0 for one to each core.
+        at_once: each picture as soon as it can be: no threads that work on several at a time.
+    """
 
     name = SOFTWARE
 
-    def __init__(self, stream: VideoStream, threads: int = 0) -> None:
-        stream.thread_type = "AUTO"
+    def __init__(self, stream: VideoStream, threads: int = 0, *, at_once: bool = False) -> None:
+        stream.thread_type = "SLICE" if at_once else "AUTO"
         stream.thread_count = threads
         self._context = stream.codec_context
 

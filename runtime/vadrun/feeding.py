@@ -91,6 +91,7 @@ class Closed(NamedTuple):
     damage: str | None
     note: str | None
     busy: float  # seconds spent making its snippets
+    undecoded: int  # pictures that were not decoded
 
 
 class Failed(NamedTuple):
@@ -231,7 +232,7 @@ class ReadAhead:
                     return
                 started = time.perf_counter()
             busy += time.perf_counter() - started
-            self._put(Closed(video.damage, video.note, busy))
+            self._put(Closed(video.damage, video.note, busy, video.undecoded))
 
     def _put(self, item: Item | _Done) -> bool:
         while not self._stop.is_set():

@@ -6,6 +6,11 @@ x 28 cells), within the crop that the encoder sees. What it forgives: a light ch
 whole picture), noise (three of its standard deviations, estimated from the cells themselves), and shaking (a quarter
 of a cell along the luma's gradient). A light change that is larger, a camera that moves and a picture of another size
 open it, and so does a heartbeat. Audits say what it costs: see :mod:`vadrun.audit`.
+
+Where pictures are decoded only on demand (:mod:`vadrun.backlog`) most are not even looked at. The key picture of each
+closed group is; in between, a sampled frame is held undecoded while the sizes of packets say that nothing has moved
+(:mod:`vadrun.stillness`). That is not begun before some looks in a row have found the scene unchanged, so what walks
+through is followed by looks, and it is not gone on with for longer than :data:`_UNSEEN` seconds without one.
 """
 
 from __future__ import annotations
@@ -21,8 +26,10 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from vadrun.backlog import Picture
 from vadrun.errors import UserError
 from vadrun.preprocessing import SCALER_THREADS, Preprocessing, plane_rows, quarter_turns
+from vadrun.stillness import Stillness
 
 Floats = NDArray[np.float32]
 Image = NDArray[np.uint8]
@@ -34,6 +41,8 @@ _NOISE = 3.0  # standard deviations
 _MOST_NOISE = 2.0  # grey levels; a larger estimate means that most of the picture has changed
 _GAINS = (0.7, 1.4)
 _LARGEST_LIGHT = 30.0  # grey levels (at mid-grey) that count as the same scene in another light
+_CALM = 4  # looks in a row that find nothing changed, before sizes are trusted
+_UNSEEN = 2.5  # seconds: cameras have a key picture every one or two
 _KEPT = 0.75  # share of the cells that the light is fitted to: a quarter may be hidden by what moves
 
 
@@ -46,10 +55,14 @@ class Verdict(Enum):
 
 
 class Looked(NamedTuple):
-    """A sampled frame as the encoder takes it (uint8 [S,S,3], or [c,S,S,3]; None if it is held), and the verdict."""
+    """A sampled frame as the encoder takes it (uint8 [S,S,3], or [c,S,S,3]; None if it is held), and the verdict.
+
+    ``unseen``: the verdict fell without a look at the picture.
+    """
 
     image: Image | None
     verdict: Verdict
+    unseen: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,36 +108,117 @@ class Gate:
         rule: when a snippet is held.
         preprocessing: what the encoder sees of a frame.
         convert: makes the encoder's image of a frame.
+        stillness: learns the sizes of packets; None to look at all sampled frames.
     """
 
-    def __init__(self, rule: GateRule, preprocessing: Preprocessing, convert: Callable[[av.VideoFrame], Image]) -> None:
-        self.now = 0.0  # seconds; to be set before a frame is looked at
+    def __init__(
+        self,
+        rule: GateRule,
+        preprocessing: Preprocessing,
+        convert: Callable[[av.VideoFrame], Image],
+        stillness: Stillness | None = None,
+    ) -> None:
+        self.now = 0.0  # seconds
         self._rule = rule
         self._convert = convert
         self._grid = LumaGrid(preprocessing)
         self._random = np.random.default_rng(rule.seed)
         self._held: Floats | None = None  # the grid of the last encoded frame
         self._encoded = 0.0  # seconds, of that frame
-        self._looked = 0.0  # seconds, of the frame before
+        self._asked = 0.0  # seconds, of the sampled frame before
+        self._stillness = stillness
+        self._calm = 0  # looks in a row that found nothing changed
+        self._seen = 0.0  # seconds, of the last look
+        self._from_look = False  # whether the present span of pictures began with one
+        self._key = 0.0  # seconds, of the last key picture
+        self._group = math.inf  # seconds between the last two
+        self._near_key = False  # whether no sampled frame has come since
 
-    def __call__(self, frame: av.VideoFrame) -> Looked:
-        """Judge a frame; it is converted only if it is to be encoded."""
-        verdict = self._judge(self._grid(frame))
+    def passes(self, frame: av.VideoFrame | Picture, time: float) -> None:
+        """A picture goes by at so many seconds, sampled or not; all do, in display order."""
+        self.now = time
+        if self._stillness is None:
+            return
+        if not isinstance(frame, Picture):
+            self._stillness.unknown()
+        elif frame.is_key:
+            self._key, self._group, self._near_key = time, time - self._key, True
+        else:
+            self._stillness.add(frame.kind, frame.size)
+
+    def passed(self, frame: av.VideoFrame | Picture) -> None:
+        """It has gone by. Key pictures are looked at: a scene that changes slowly shows in them."""
+        if isinstance(frame, Picture) and frame.is_key and self._held is not None and self._seen < self.now:
+            self._look(self._grid(frame.frame()), self._held)
+
+    def __call__(self, frame: av.VideoFrame | Picture) -> Looked:
+        """Judge a sampled frame; it is decoded only if need be, and converted only if it is to be encoded."""
+        in_time = self._in_time()
+        unseen = in_time and isinstance(frame, Picture) and self._trusts_sizes()
+        if unseen:
+            verdict = self._hold_or_audit()
+            if verdict is Verdict.AUDIT:
+                self._take(self._grid(_decoded(frame)))
+            else:
+                assert self._stillness is not None
+                self._stillness.begin(unchanged=False)
+                self._from_look = False
+        else:
+            verdict = self._judge(self._grid(_decoded(frame)), in_time)
         hold = verdict is Verdict.HOLD and not self._rule.shadow
-        return Looked(None if hold else self._convert(frame), verdict)
+        return Looked(None if hold else self._convert(_decoded(frame)), verdict, unseen)
 
-    def _judge(self, grid: Floats) -> Verdict:
-        step = self.now - self._looked
-        self._looked = self.now
-        verdict = Verdict.ENCODE
+    def _in_time(self) -> bool:
+        """Whether the heartbeat can wait for another sampled frame."""
+        heartbeat = self._rule.heartbeat
+        wait = self.now - self._asked
+        # Frames right behind a key picture take the least decoding: better the last such one than one in between.
+        if self._near_key and self._calm >= _CALM and self._group <= heartbeat / 2:
+            wait += self._group
+        self._asked, self._near_key = self.now, False
+        # The next one may come so much later, and would then be too late.
+        return self.now + wait - self._encoded <= heartbeat
+
+    def _trusts_sizes(self) -> bool:
+        return (
+            self._stillness is not None
+            and self._held is not None
+            and self._calm >= _CALM
+            and self.now - self._seen <= _UNSEEN
+            and self._stillness.still()
+        )
+
+    def _judge(self, grid: Floats, in_time: bool) -> Verdict:
         held = self._held
-        # The next look may come one step later, and would then be too late for the heartbeat.
-        in_time = self.now + step - self._encoded <= self._rule.heartbeat
-        if held is not None and in_time and changed(grid, held) <= self._rule.threshold:
-            verdict = Verdict.AUDIT if self._random.random() < self._rule.audit else Verdict.HOLD
+        same = held is not None and self._look(grid, held)
+        verdict = self._hold_or_audit() if same and in_time else Verdict.ENCODE
         if verdict is not Verdict.HOLD:
-            self._held, self._encoded = grid, self.now
+            self._take(grid)
         return verdict
+
+    def _hold_or_audit(self) -> Verdict:
+        return Verdict.AUDIT if self._random.random() < self._rule.audit else Verdict.HOLD
+
+    def _take(self, grid: Floats) -> None:
+        """The frame of this grid is encoded."""
+        if self._held is not None and self._seen < self.now:
+            self._look(grid, self._held)
+        self._held, self._encoded, self._seen = grid, self.now, self.now
+        self._from_look = True
+
+    def _look(self, grid: Floats, held: Floats) -> bool:
+        """Whether a picture is as the last encoded one; sizes are learnt from this."""
+        same = changed(grid, held) <= self._rule.threshold
+        if self._stillness is not None:
+            self._stillness.begin(unchanged=same and self._from_look)
+        self._from_look = same
+        self._calm = self._calm + 1 if same else 0
+        self._seen = self.now
+        return same
+
+
+def _decoded(frame: av.VideoFrame | Picture) -> av.VideoFrame:
+    return frame.frame() if isinstance(frame, Picture) else frame
 
 
 class LumaGrid:

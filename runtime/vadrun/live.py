@@ -147,6 +147,7 @@ class _End(NamedTuple):
     damage: str | None = None
     note: str | None = None
     error: BaseException | None = None
+    undecoded: int | None = None
 
 
 class _Message(NamedTuple):
@@ -310,6 +311,7 @@ class _Live:
         if number in self._watched:
             self._watched[number].result.damage = end.damage
             self._watched[number].result.note = end.note
+            self._watched[number].result.undecoded = end.undecoded
 
     def _due(self) -> float:
         """When a camera has to be scored next."""
@@ -336,7 +338,7 @@ class _Live:
                 self._put(_Message(number, video))
                 for snippet in video.snippets(bundle.sampling, bundle.preprocessing, gate=self.gates[number]):
                     self._put(_Message(number, snippet))
-                self._put(_Message(number, _End(video.damage, video.note)))
+                self._put(_Message(number, _End(video.damage, video.note, undecoded=video.undecoded)))
         except BaseException as error:
             self._put(_Message(number, _End(error=error)))
 

@@ -60,6 +60,7 @@ class VideoResult:
     events: list[Event] = field(default_factory=list)
     damage: str | None = None  # what was wrong with the file, as a sentence
     note: str | None = None  # what the user should know of a sound file
+    undecoded: int | None = None  # pictures that the gate left undecoded, if that is known
     gate: dict[str, Any] | None = None  # what the gate did and what it cost, see GateAudit.to_json
     timings: Timings = field(default_factory=Timings)
 
@@ -231,6 +232,7 @@ class Pipeline:
             elif isinstance(step, Closed):
                 result.damage, result.note = step.damage, step.note
                 result.timings.decode = step.busy
+                result.undecoded = step.undecoded
             if progress is not None and isinstance(step, Batch | Closed):
                 progress(result.seconds, result.info.duration)
         scorer.finish()
@@ -296,7 +298,8 @@ class Scorer:
         if self._audit is not None:
             if self._shadow is not None:
                 self._audit.shadow_events(self._shadow.finish())
-            self._result.gate = self._audit.to_json(self._result.events)
+            undecoded = self._result.undecoded
+            self._result.gate = self._audit.to_json(self._result.events) | {"pictures_undecoded": undecoded}
 
     def _score(self) -> None:
         result, sink = self._result, self._sink
@@ -316,7 +319,7 @@ class Scorer:
             self._emit(self._detector.push(snippet.index, snippet.start, snippet.end, value, classes))
             if self._audit is not None:
                 other = float(held.anomaly[row])
-                self._audit.push(snippet.verdict, value, other, lost=bool(lost[row].any()))
+                self._audit.push(snippet.verdict, value, other, lost=bool(lost[row].any()), unseen=snippet.unseen)
                 if self._shadow is not None:
                     place = (snippet.index, snippet.start, snippet.end)
                     self._audit.shadow_events(self._shadow.push(*place, other, held.alignment[row]))

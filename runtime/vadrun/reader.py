@@ -6,12 +6,14 @@ Damaged files are read as far as they go; what was wrong with them is counted.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 from av.video.stream import VideoStream
 
+from vadrun.backlog import CODECS, Backlog, Picture
+from vadrun.bitstream import Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
 from vadrun.skipping import AHEAD, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
@@ -32,6 +34,7 @@ class Reader:
         decoder: what decodes it.
         faults: what was wrong with the file so far.
         skipper: leaves out pictures that nobody looks at; None where that is not possible.
+        backlog: decodes only what somebody asks for; None before :meth:`hold_back`.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
@@ -41,6 +44,8 @@ class Reader:
     def __init__(self, path: Path, decoder: Callable[[VideoStream], Decoder]) -> None:
         self.faults = Faults()
         self.skipper: Skipper | None = None
+        self.backlog: Backlog | None = None
+        self._last: av.Packet[VideoStream] | None = None
         self._path = path
         self.container = open_container(path)
         try:
@@ -88,6 +93,45 @@ class Reader:
         yield from self._decode_packet(None)
         if self.skipper is not None:
             yield from self.skipper.placed(None)
+        self._end(last)
+
+    @property
+    def can_hold_back(self) -> bool:
+        """Whether pictures can be decoded on demand."""
+        return self.decoder.name == SOFTWARE and self._codec in CODECS and self.container.format.name != "avi"
+
+    def hold_back(self) -> Iterator[Picture | av.VideoFrame]:
+        """As :meth:`pictures`, in its place, but decoded only where somebody asks for it."""
+        context = self.stream.codec_context
+        self.skipper = None
+
+        def decode(packet: av.Packet[VideoStream] | None) -> Sequence[av.VideoFrame]:
+            return [frame for frame in self._decode_packet(packet) if not isinstance(frame, Skipped)]
+
+        def skip(skips: bool) -> None:
+            context.skip_frame = "NONREF" if skips else "DEFAULT"
+
+        self.backlog = Backlog(
+            self._followed(),
+            Units(context.name, context.extradata),
+            decode=decode,
+            skip=skip,
+            flush=context.flush_buffers,
+            faults=lambda: self.faults.count,
+        )
+        return self._held_back(self.backlog)
+
+    def _held_back(self, backlog: Backlog) -> Iterator[Picture | av.VideoFrame]:
+        yield from backlog.pictures()
+        self._end(self._last)
+
+    def _followed(self) -> Iterator[av.Packet[VideoStream]]:
+        for packet in self._packets():
+            self._last = packet
+            yield packet
+
+    def _end(self, last: av.Packet[VideoStream] | None) -> None:
+        """See whether the file ends where it should; ``last`` is its last packet."""
         self.faults.cut = what_is_missing(self._path)
         if last is not None and last.is_corrupt and self.faults.cut is None:
             self.faults.cut = "it ends in the middle of a picture"
@@ -131,7 +175,7 @@ class Reader:
                 yield from self.skipper.placed(frame)
             yield frame
 
-    def timestamp(self, frame: av.VideoFrame | Skipped) -> float | None:
+    def timestamp(self, frame: av.VideoFrame | Skipped | Picture) -> float | None:
         """A picture's own time in seconds, if it has one."""
         # AVI stores no display times, and FFmpeg's guess at them is wrong with B-frames; decoding times, which it
         # does store, come out in the order of display.
@@ -139,7 +183,7 @@ class Reader:
         base = self.stream.time_base
         return None if stamp is None or base is None else float(stamp * base)
 
-    def duration(self, frame: av.VideoFrame | Skipped) -> float | None:
+    def duration(self, frame: av.VideoFrame | Skipped | Picture) -> float | None:
         """How long a picture is on display in seconds, if it says so."""
         ticks, base = getattr(frame, "duration", None), self.stream.time_base  # PyAV 15 has it
         return float(ticks * base) if ticks and ticks > 0 and base is not None else None

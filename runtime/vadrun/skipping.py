@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import av
 
-_DURATIONS = hasattr(av.VideoFrame, "duration")  # PyAV 15; a mixture would make times of two kinds
+DURATIONS = hasattr(av.VideoFrame, "duration")  # PyAV 15; a mixture would make times of two kinds
 
 AHEAD = 17  # packets; H.264 moves a picture by 16 places at most
 
@@ -70,7 +70,7 @@ class Skipper:
         rank = self._before + bisect_left(self._known, packet.pts)
         skip = self.wanted is not None and not packet.is_keyframe and not self.wanted(rank)
         self._skipped |= skip
-        heapq.heappush(self._expected, (packet.pts, skip, packet.dts, packet.duration if _DURATIONS else None))
+        heapq.heappush(self._expected, (packet.pts, skip, packet.dts, packet.duration if DURATIONS else None))
         # What has been decoded this long ago has nothing before it that is still to come.
         self._recent.append(packet.pts)
         if len(self._recent) > 4 * AHEAD:

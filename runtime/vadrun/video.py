@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadrun import decoders
+from vadrun.backlog import Picture
 from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError
 from vadrun.gate import Gate, GateRule, Looked, Verdict
@@ -25,6 +26,7 @@ from vadrun.reader import Reader
 from vadrun.sampling import Sampled, Sampler, Sampling, Timeline
 from vadrun.skipping import Irregular, Skipped
 from vadrun.sources import describe
+from vadrun.stillness import Stillness
 from vadrun.wholeness import what_is_missing
 
 
@@ -36,10 +38,14 @@ class Decoded(NamedTuple):
     duration: float
 
 
-class Shown(NamedTuple):
-    """The same of a frame, or of a picture that was not decoded."""
+Place = av.VideoFrame | Skipped | Picture
+"""A frame, a picture that is left out, or one that is decoded only if somebody asks for it."""
 
-    frame: av.VideoFrame | Skipped
+
+class Shown(NamedTuple):
+    """The same of a picture's place."""
+
+    frame: Place
     time: float
     duration: float
 
@@ -55,6 +61,7 @@ class Snippet:
             if the gate holds the snippet.
         short: the whole video is shorter than one snippet.
         verdict: the gate's; without a gate every snippet is to be encoded.
+        unseen: whether the gate's verdict fell without a look at the picture.
     """
 
     index: int
@@ -63,6 +70,7 @@ class Snippet:
     images: NDArray[np.uint8]
     short: bool = False
     verdict: Verdict = Verdict.ENCODE
+    unseen: bool = False
 
     def without_images(self) -> Snippet:
         """The same without its images: uint8 [0,S,S,3]."""
@@ -113,7 +121,7 @@ class Video:
         self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads))
         try:
             # The first frame is decoded here, so a file without any is refused before any work has begun.
-            self._frames = self._reader.pictures()
+            self._frames: Iterator[Place] = self._reader.pictures()
             first = next(self._frames, None)
             self._first = first if isinstance(first, av.VideoFrame) else None
             if self._first is None:
@@ -152,6 +160,11 @@ class Video:
         if not parts:
             return None
         return f"{self.path} is damaged, and only what could be decoded was read: {', '.join(parts)}"
+
+    @property
+    def undecoded(self) -> int:
+        """Pictures so far that were never decoded, because the gate had no need to look at them."""
+        return 0 if self._reader.backlog is None else self._reader.backlog.undecoded
 
     def __iter__(self) -> Iterator[Decoded]:
         return self.frames()
@@ -202,7 +215,10 @@ class Video:
                 f"the gate judges one image of each snippet, and this bundle takes {sampling.images_per_snippet} "
                 "(--sample mean): leave out --gate, or build the bundle with --sample middle"
             )
-        self._skip(sampling)
+        if gate is not None and self._reader.can_hold_back:
+            self._hold_back()
+        else:
+            self._skip(sampling)
         done = 0
         try:
             for snippet in self._cut(sampling, preprocessing, crops, gate):
@@ -224,6 +240,13 @@ class Video:
         if skipper is not None and sampling.by == "frames" and wanted is not None:
             skipper.wanted = lambda rank: rank < length or rank % length == wanted
 
+    def _hold_back(self) -> None:
+        """Begin anew, and decode only what is asked for."""
+        self._reader.close()
+        # Threads that work on several pictures at a time would have to decode more of them to give one.
+        self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads, at_once=True))
+        self._frames = self._reader.hold_back()
+
     def _cut(
         self,
         sampling: Sampling,
@@ -232,19 +255,28 @@ class Video:
         gate: GateRule | None,
     ) -> Iterator[Snippet]:
         convert = Preprocessor(preprocessing, crops)
-        guard = None if gate is None else Gate(gate, preprocessing, convert)
+        guard: Gate | None = None
+        if gate is not None:
+            backlog = self._reader.backlog
+            sizes = None if backlog is None else Stillness(self.info.width, self.info.height)
+            guard = Gate(gate, preprocessing, convert, sizes)
 
-        def looked(frame: av.VideoFrame | Skipped) -> Looked:
+        def looked(frame: Place) -> Looked:
             if isinstance(frame, Skipped):
                 raise Irregular
-            return Looked(convert(frame), Verdict.ENCODE) if guard is None else guard(frame)
+            if guard is not None:
+                return guard(frame)
+            assert not isinstance(frame, Picture)  # nothing is held back without a gate
+            return Looked(convert(frame), Verdict.ENCODE)
 
         sampler = Sampler(sampling, looked)
         for frame, time, duration in self.shown():
-            if guard is not None:
-                guard.now = time
+            if guard is not None and not isinstance(frame, Skipped):
+                guard.passes(frame, time)
             for sampled in sampler.push(frame, time, duration):
                 yield _snippet(sampled, preprocessing.size)
+            if guard is not None and not isinstance(frame, Skipped):
+                guard.passed(frame)
         for sampled in sampler.finish():
             if sampled.short:
                 length = f"{sampling.frames} frames" if sampling.by == "frames" else f"{sampling.seconds:g} s"
@@ -288,11 +320,12 @@ class Video:
         self._first = found
         self.info = replace(self.info, decoder=kind.name)
 
-    def _all(self) -> Iterator[av.VideoFrame | Skipped]:
+    def _all(self) -> Iterator[Place]:
         if self._first is None:
             raise RuntimeError(f"{self.path} has been read or closed: open it again")
         first, self._first = self._first, None
-        yield first
+        if self._reader.backlog is None:  # which begins with it
+            yield first
         del first
         try:
             yield from self._frames
@@ -322,4 +355,5 @@ def read_snippets(
 def _snippet(sampled: Sampled[Looked], size: int) -> Snippet:
     images = [looked.image for looked in sampled.images if looked.image is not None]
     stacked = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
-    return Snippet(sampled.index, sampled.start, sampled.end, stacked, sampled.short, sampled.images[0].verdict)
+    first = sampled.images[0]
+    return Snippet(sampled.index, sampled.start, sampled.end, stacked, sampled.short, first.verdict, first.unseen)

@@ -185,6 +185,11 @@ class Faults:
             self._first = self.reached
         self._counts[kind] += 1
 
+    @property
+    def count(self) -> int:
+        """How many so far."""
+        return sum(self._counts.values())
+
     def parts(self) -> list[str]:
         """Clauses for a sentence; none if all is well."""
         parts = [] if self.cut is None else [f"{self.cut} (read up to {self.reached:.1f} s)"]

@@ -103,7 +103,7 @@ def verdicts(numbers: list[int], rule: GateRule, step: float = 0.5) -> list[Verd
     gate = Gate(rule, SMOOTH, convert)
     found = []
     for at, number in enumerate(numbers):
-        gate.now = at * step
+        gate.passes(frame(number), at * step)
         looked = gate(frame(number))
         assert (looked.image is None) == (looked.verdict is Verdict.HOLD and not rule.shadow)
         found.append(looked.verdict)
@@ -143,8 +143,8 @@ def test_a_slow_change_adds_up() -> None:
     for at in range(8):
         grid = scene()
         grid[5:12, 5:12] += 2.0 * at
-        gate.now = float(at)
-        found.append(gate._judge(grid))
+        gate.passes(frame(0), float(at))
+        found.append(gate._judge(grid, True))
     assert found.count(ENCODE) >= 2 and found[1] is HOLD
 
 

@@ -1,0 +1,94 @@
+"""What the packets of H.264 and HEVC tell without being decoded: by the headers of their NAL units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import av
+
+# Of each codec: slices, slices of closed key pictures, parameter sets (ITU-T H.264 table 7-1, H.265 table 7-1).
+_H264 = (frozenset(range(1, 6)), frozenset({5}), frozenset({7, 8, 13, 15}))
+_HEVC = (frozenset(range(32)), frozenset({19, 20}), frozenset({32, 33, 34}))
+
+
+class Unit(NamedTuple):
+    """What a packet holds.
+
+    Attributes:
+        kind: type of its slices, in H.264 with their ``nal_ref_idc``.
+        closed: whether nothing from here on depends on anything before.
+        news: whether it brings parameter sets that later packets may need.
+    """
+
+    kind: int
+    closed: bool
+    news: bool
+
+
+class Units:
+    """Reads the packets of one stream, in order.
+
+    Args:
+        codec: ``h264`` or ``hevc``.
+        extradata: of the stream; tells how its units are set apart.
+
+    Attributes:
+        skips: whether pictures that are marked as not referred to are never referred to; see :mod:`vadrun.skipping`.
+    """
+
+    def __init__(self, codec: str, extradata: bytes | None) -> None:
+        self.skips = codec == "h264"
+        self._slices, self._closed, self._sets = _H264 if self.skips else _HEVC
+        # avcC and hvcC begin with a version, and hold the size of the length before each unit.
+        self._length = 0
+        if extradata and extradata[0] == 1 and len(extradata) > (21 if codec == "hevc" else 4):
+            self._length = (extradata[21 if codec == "hevc" else 4] & 3) + 1
+        self._known: set[bytes] = set()  # parameter sets
+
+    def read(self, packet: av.Packet[Any]) -> Unit | None:
+        """What the packet holds; None if it has no slices, or parameter sets where none are expected."""
+        data = bytes(packet)
+        kind: int | None = None
+        closed = True
+        sets: set[bytes] = set()
+        for start, end in self._parts(data):
+            head = data[start]
+            unit = head & 0x1F if self.skips else head >> 1 & 0x3F
+            if unit in self._slices:
+                closed &= unit in self._closed
+                if kind is None:
+                    kind = head & 0x7F if self.skips else unit
+            elif unit in self._sets:
+                sets.add(data[start:end].rstrip(b"\0"))
+        if kind is None:
+            return None
+        news = not sets <= self._known
+        if news and not closed:
+            return None
+        self._known |= sets
+        if len(self._known) > 64:  # what changes all the time is news all the time
+            self._known = sets
+        return Unit(kind, closed, news or _has_extradata(packet))
+
+    def _parts(self, data: bytes) -> Iterator[tuple[int, int]]:
+        """Where the units lie, without what sets them apart."""
+        if self._length:
+            at = 0
+            while at + self._length < len(data):
+                start = at + self._length
+                at = start + int.from_bytes(data[at:start], "big")
+                if start < at <= len(data):
+                    yield start, at
+            return
+        start = data.find(b"\0\0\1")
+        while 0 <= start < len(data) - 3:
+            following = data.find(b"\0\0\1", start + 3)
+            yield start + 3, following if following >= 0 else len(data)
+            start = following
+
+
+def _has_extradata(packet: av.Packet[Any]) -> bool:
+    """Whether the container gives new parameter sets along with this packet."""
+    has = getattr(packet, "has_sidedata", None)  # PyAV 16 has it
+    return bool(has("new_extradata")) if has is not None else False

@@ -1,0 +1,175 @@
+"""The gate where most pictures are never decoded: a fixed camera, a little noise, a key picture every two seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import clips
+from vadrun.gate import GateRule, Verdict
+from vadrun.preprocessing import Preprocessing
+from vadrun.reader import Reader
+from vadrun.sampling import Sampling
+from vadrun.video import Snippet, Video
+
+SMALL = Preprocessing.for_size(224)
+SIZE = (160, 120)
+GROUP = 50  # pictures, at 25 a second
+NOISE = np.random.default_rng(4).normal(0, 1.5, (16, 120, 160, 1))
+RULE = GateRule(audit=1e-9, heartbeat=1e6)
+
+Change = Callable[[int, np.ndarray], None]
+
+
+def scene(change: Change | None = None) -> Callable[[int, int, int], clips.Image]:
+    y, x = np.mgrid[0:120, 0:160]
+    still = np.repeat((90 + 40 * np.sin(x / 25) + 30 * np.cos(y / 18))[..., None], 3, 2)
+
+    def draw(number: int, width: int, height: int) -> clips.Image:
+        picture = still + NOISE[number * 7 % 16]
+        if change is not None:
+            change(number, picture)
+        return np.asarray(np.clip(picture, 0, 255), np.uint8)
+
+    return draw
+
+
+def film(path: Path, frames: int = 1200, change: Change | None = None, codec: str = "libx264", **options: str) -> Path:
+    params = f"log-level=none:keyint={GROUP}:min-keyint={GROUP}:scenecut=0:open-gop=0"
+    options = {"crf": "24", **options, ("x264" if codec == "libx264" else "x265") + "-params": params}
+    return clips.write_clip(path, frames, size=SIZE, draw=scene(change), codec=codec, options=options)
+
+
+def gated(path: Path, rule: GateRule = RULE, **rest: Any) -> tuple[list[Snippet], Video]:
+    with Video(path, threads=1) as video:
+        return list(video.snippets(rest.pop("sampling", None), SMALL, gate=rule, **rest)), video
+
+
+def walker(first: int, end: int) -> Change:
+    """Somebody who is in the picture from the first frame to before the end, and never in a key picture's."""
+
+    def change(number: int, picture: np.ndarray) -> None:
+        if first <= number < end and number % GROUP:
+            left = 20 + 2 * (number - first) % 100
+            picture[40:80, left : left + 12] = 230
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film(tmp_path_factory.mktemp("quiet") / "quiet.mp4")
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_most_of_a_quiet_video_is_never_decoded(tmp_path: Path, codec: str) -> None:
+    path = film(tmp_path / "quiet.mp4", codec=codec)
+    snippets, video = gated(path)
+    assert video.decoded == 1200 and len(snippets) == 75
+    assert video.undecoded > 500
+    assert [s.verdict for s in snippets].count(Verdict.ENCODE) == 1
+    assert sum(s.unseen for s in snippets) > 40
+    with Video(path) as plain:
+        expected = [(s.index, s.start, s.end) for s in plain.snippets(None, SMALL)]
+    assert [(s.index, s.start, s.end) for s in snippets] == expected
+
+
+def test_what_is_encoded_is_what_a_full_decode_gives(quiet: Path) -> None:
+    with Video(quiet) as plain:
+        images = [s.images for s in plain.snippets(None, SMALL)]
+    snippets, _ = gated(quiet, GateRule(audit=0.3, heartbeat=5.0))
+    seen = 0
+    for snippet in snippets:
+        if len(snippet.images):
+            np.testing.assert_array_equal(snippet.images, images[snippet.index])
+            seen += snippet.unseen
+    assert seen > 5  # audits of what was held by the sizes of packets
+
+
+def test_an_event_between_key_pictures_that_look_alike_is_found(tmp_path: Path) -> None:
+    path = film(tmp_path / "event.mp4", change=walker(1001, 1050))
+    snippets, video = gated(path)
+    found = [s.index for s in snippets if s.verdict is Verdict.ENCODE]
+    assert found[0] == 0 and set(found[1:]) >= {63, 64} and found[1] >= 62
+    assert video.undecoded > 400
+
+
+def test_what_changes_slowly_is_found_at_a_key_picture(tmp_path: Path) -> None:
+    """A shadow that deepens by a grey level in ten seconds costs no bytes to speak of."""
+
+    def change(number: int, picture: np.ndarray) -> None:
+        picture[30:90, 40:80] -= number / 50
+
+    snippets, video = gated(film(tmp_path / "shadow.mp4", change=change))
+    encoded = [s.start for s in snippets if s.verdict is Verdict.ENCODE]
+    assert 2 <= len(encoded) <= 8
+    with_luma, _ = ungrouped(video.path)
+    others = [s.start for s in with_luma if s.verdict is Verdict.ENCODE]
+    # A look at every key picture, and the sampled frame behind it: two seconds and a snippet later at most.
+    assert abs(encoded[1] - others[1]) <= 2.0 + 0.64 + 0.01
+
+
+def ungrouped(path: Path, rule: GateRule = RULE) -> tuple[list[Snippet], Video]:
+    """With every picture decoded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "can_hold_back", False)
+        return gated(path, rule)
+
+
+def test_the_heart_beats(quiet: Path) -> None:
+    snippets, video = gated(quiet, GateRule(audit=1e-9, heartbeat=4.0))
+    encoded = [s.start for s in snippets if s.verdict is Verdict.ENCODE]
+    assert max(np.diff([*encoded, 48.0])) <= 4.0 + 0.01
+    assert video.undecoded > 300
+
+
+def test_every_held_snippet_has_the_same_chance_of_an_audit(quiet: Path) -> None:
+    unseen, audits = 0, 0
+    for seed in range(6):
+        snippets, _ = gated(quiet, GateRule(audit=0.25, heartbeat=1e6, seed=seed))
+        unseen += sum(s.unseen for s in snippets)
+        audits += sum(s.unseen and s.verdict is Verdict.AUDIT for s in snippets)
+    assert unseen > 200 and 0.16 < audits / unseen < 0.34
+
+
+def test_the_shadow_judges_alike_and_encodes_all(tmp_path: Path) -> None:
+    path = film(tmp_path / "event.mp4", 900, change=walker(701, 740))
+    on, _ = gated(path, GateRule(audit=0.1, heartbeat=5.0))
+    shadow, _ = gated(path, GateRule(audit=0.1, heartbeat=5.0, shadow=True))
+    assert [(s.verdict, s.unseen) for s in shadow] == [(s.verdict, s.unseen) for s in on]
+    assert all(len(s.images) == 1 for s in shadow)
+    assert [(s.verdict, s.unseen) for s in gated(path, GateRule(audit=0.1, heartbeat=5.0))[0]] == [
+        (s.verdict, s.unseen) for s in on
+    ]
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(pick="first"), Sampling(by="time", seconds=0.64), Sampling(by="time", seconds=0.5)]
+)
+def test_other_samplings(quiet: Path, sampling: Sampling) -> None:
+    snippets, video = gated(quiet, sampling=sampling)
+    with Video(quiet) as plain:
+        expected = [(s.index, s.start, s.end) for s in plain.snippets(sampling, SMALL)]
+    assert [(s.index, s.start, s.end) for s in snippets] == expected
+    assert video.undecoded > 400 and sum(s.unseen for s in snippets) > 30
+
+
+def test_ten_crops(quiet: Path) -> None:
+    crops = [("centre", False), ("centre", True)]
+    snippets, video = gated(quiet, crops=crops)
+    assert video.undecoded > 400
+    assert snippets[0].images.shape == (1, 2, 224, 224, 3)
+
+
+def test_a_camera_that_fills_up_its_rate_is_not_trusted_blindly(tmp_path: Path) -> None:
+    """Noise at a constant rate: whoever walks is found all the same."""
+    path = tmp_path / "rate.mp4"
+    params = f"log-level=none:keyint={GROUP}:scenecut=0:nal-hrd=cbr"
+    options = {"b": "400000", "maxrate": "400000", "bufsize": "200000", "x264-params": params}
+    clips.write_clip(path, 1200, size=SIZE, draw=scene(walker(1001, 1150)), options=options)
+    snippets, _ = gated(path)
+    assert any(s.verdict is Verdict.ENCODE for s in snippets if 1001 / 25 - 0.64 <= s.start <= 1150 / 25)
