@@ -54,11 +54,6 @@ class Picture:
         self._backlog = backlog
         self._frame: av.VideoFrame | None = None
 
-    @property
-    def decoded(self) -> bool:
-        """Whether its frame is at hand."""
-        return self._frame is not None or self._backlog.has(self)
-
     def frame(self) -> av.VideoFrame:
         """The frame, decoded now if it has not been; only for the last two pictures that were given.
 
@@ -73,6 +68,7 @@ class Backlog:
     """Holds back a stream's packets and decodes what is asked for.
 
     Args:
+        packets: of the stream, in the order of decoding; a fault in the container is counted before the next comes.
         units: reads the packets' headers.
         decode: decodes one packet, or with None what is left; notes faults and gives what comes out.
         skip: has the decoder leave out the next packet's picture if nothing depends on it, or not.
@@ -134,10 +130,6 @@ class Backlog:
             self._plain = None
             if self._resume is None:
                 return
-
-    def has(self, picture: Picture) -> bool:
-        """Whether its frame has come out."""
-        return picture.pts in self._ready
 
     def fetch(self, picture: Picture) -> av.VideoFrame:
         """Decode up to this picture, one of the last two that were given."""

@@ -22,7 +22,7 @@ _SIZES = 128  # of each kind of picture, that are remembered
 _FEWEST_SIZES = 8
 _SPREADS = 3.0  # robust standard deviations that a still span may be off
 _LEAST = 0.005  # bytes a macroblock (16 x 16 pixels): what is always allowed
-_MOST = 0.5  # never more than this; what moves costs 3 to 20 bytes for each macroblock that it touches
+_MOST = 0.3  # never more than this; what moves costs 3 to 20 bytes for each macroblock that it touches
 
 
 class Stillness:
