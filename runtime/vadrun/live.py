@@ -2,9 +2,9 @@
 
 Each camera is decoded in one thread of its own and shares the encoder's batches with the others; an image waits
 :data:`WAIT` seconds at most for a batch to fill. The head, whose cost does not depend on how much is new, scores a
-camera's present chunk when its oldest snippet without a score has waited for :data:`HEAD_WAIT` seconds, and gives all
-newer ones their score with it. A snippet that has been decoded therefore has its score after ``WAIT + HEAD_WAIT``
-seconds, one call of the encoder and one of the head, at most, unless the machine is too slow for its cameras.
+camera's present chunk when its oldest snippet without a score was decoded :data:`DELAY` seconds ago, and gives all
+newer ones their score with it. A snippet therefore has its score :data:`DELAY` seconds, one call of the encoder and
+one of the head after it was decoded, at most, unless the machine is too slow for its cameras.
 
 Such a score is provisional: it is what :func:`vadrun.run_video` would give if the video ended there. When a camera's
 chunk of T snippets is full it is scored for good, by the same code and with the same numbers as a file.
@@ -38,8 +38,9 @@ from vadrun.scoring import Scores
 from vadrun.video import Shown, Snippet, Video
 
 WAIT = 0.25  # seconds
-# Long enough for a second snippet of 16 frames at 15 frames per second, and a third at 30, to share the head's call.
-HEAD_WAIT = 1.2  # seconds
+# Long enough for a second snippet of 16 frames at 15 frames per second, and a third at 30, to be encoded and share the
+# head's call.
+DELAY = 1.5  # seconds
 METRICS = 10.0  # seconds from one report of metrics to the next
 _DELAYS = 1000  # snippets of each camera whose delays are remembered
 
@@ -155,6 +156,7 @@ class _Message(NamedTuple):
 
     camera: int
     content: _Paced | Snippet | _End
+    made: float = 0.0  # when a snippet was decoded
 
 
 class _Paced(Video):
@@ -183,17 +185,17 @@ class _Watched:
         gate = live.gates[number]
         self.scorer = Scorer(live.engine, live.rules[number], self, self.result, gate)
         self.holding = Holding(shadow=gate is not None and gate.shadow)
-        self._waits_since: float | None = None  # the oldest snippet without a score, for the head
+        self._oldest: float | None = None  # when the oldest snippet without a score was decoded
 
     @property
     def due(self) -> float | None:
         """When the head has to score what is new; None if nothing is."""
-        return None if self._waits_since is None else self._waits_since + HEAD_WAIT
+        return None if self._oldest is None else self._oldest + DELAY
 
-    def push(self, encoded: Encoded) -> None:
+    def push(self, encoded: Encoded, made: float) -> None:
         """Take the next snippet; if its chunk is full it is scored."""
-        if self._waits_since is None:
-            self._waits_since = time.monotonic()
+        if self._oldest is None:
+            self._oldest = made
         self.scorer.push(encoded)
 
     def metrics(self) -> Metrics:
@@ -220,7 +222,7 @@ class _Watched:
 
     def _first(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
         self._camera.scored = index + 1
-        self._waits_since = None
+        self._oldest = None
         self._camera.delays.append(time.monotonic() - self._began - end)
         if self._sink is not None:
             self._sink.provisional(self._number, index, start, end, anomaly, classes)
@@ -292,12 +294,12 @@ class _Live:
 
     def _take(self, messages: list[_Message]) -> None:
         """Encode the snippets and hand everything to its camera, in order."""
-        snippets = [content for _, content in messages if isinstance(content, Snippet)]
+        snippets = [message.content for message in messages if isinstance(message.content, Snippet)]
         features = iter(features_of(self.engine.encode(images_of(self.engine, snippets)), snippets))
-        for number, content in messages:
+        for number, content, made in messages:
             if isinstance(content, Snippet):
                 watched = self._watched[number]
-                watched.push(watched.holding.take(content, next(features) if len(content.images) else None))
+                watched.push(watched.holding.take(content, next(features) if len(content.images) else None), made)
             elif isinstance(content, _Paced):
                 self._watched[number] = _Watched(self, number, content)
             else:
@@ -337,7 +339,7 @@ class _Live:
             with video:
                 self._put(_Message(number, video))
                 for snippet in video.snippets(bundle.sampling, bundle.preprocessing, gate=self.gates[number]):
-                    self._put(_Message(number, snippet))
+                    self._put(_Message(number, snippet, time.monotonic()))
                 self._put(_Message(number, _End(video.damage, video.note, undecoded=video.undecoded)))
         except BaseException as error:
             self._put(_Message(number, _End(error=error)))
