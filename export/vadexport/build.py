@@ -20,7 +20,7 @@ from vadclip.presets import Anomaly, get_preset
 from vadclip.sidecar import image_settings
 from vadexport import certificate
 from vadexport.encoder_graph import encoder_graph
-from vadexport.graph import OPSET, node_kinds
+from vadexport.graph import OPSET, node_kinds, save_beside
 from vadexport.head_graph import HeadSizes, head_graph
 from vadexport.int8 import int8_graph
 from vadexport.probe import drawn_frames, video_frames
@@ -119,6 +119,8 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         del model
         files: dict[str, tuple[str, str | None]] = {"text.npy": ("text", None), "probe.npz": ("probe", None)}
         graphs = {}
+        forms = {}
+        own: onnx.ModelProto | None = None
         for name, role, precision in (
             (f"encoder.{options.precision}.onnx", "encoder", options.precision),
             ("head.onnx", "head", "fp32"),
@@ -130,11 +132,18 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             elif ranges is None:
                 graph = encoder_graph(_visual(weights), config.clip.vision_heads, options.precision)
             else:
-                graph, record = int8_graph(_visual(weights), config.clip.vision_heads, ranges, say)
+                graph, own, record = int8_graph(_visual(weights), config.clip.vision_heads, ranges, say)
                 more = {"int8": record.to_json()}
             graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph), **more}
             onnx.save(graph, folder / name)
             files[name] = (role, precision)
+            if own is not None:
+                form = f"encoder.{options.precision}.onnxruntime.onnx"
+                graphs[form] = {"opset": OPSET, "nodes": len(own.graph.node), "kinds": node_kinds(own), "weights": name}
+                save_beside(own, folder / form, folder / name)
+                files[form] = (role, precision)
+                forms[form] = "onnxruntime"
+            own = None
             del graph
         del weights
         gc.collect()
@@ -158,6 +167,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             preprocessing=preprocessing,
             sampling=sampling,
             files=files,
+            forms=forms,
             checkpoint={"name": options.checkpoint.name, "sha256": checkpoint_sha256(options.checkpoint)},
             graphs=graphs,
         )

@@ -21,14 +21,19 @@ Weights = dict[str, NDArray[Any]]
 
 
 def encoder_graph(
-    weights: Weights, heads: int, precision: str = "fp32", ranges: Mapping[str, float] | None = None
+    weights: Weights,
+    heads: int,
+    precision: str = "fp32",
+    ranges: Mapping[str, float] | None = None,
+    own_operator: bool = False,
 ) -> onnx.ModelProto:
     """Build the graph ``frames`` uint8 RGB [B,S,S,3] -> ``features`` float32 [B,d].
 
     ``weights`` are CLIP's ``visual.*`` entries without that prefix (OpenAI naming). ``precision`` is that of
     the transformer: ``fp32`` or ``fp16``; the patch embedding stays in float32 either way, because the
     folded normalisation has weights near the end of float16's range, and it is under 1% of the work. ``int8`` is
-    float32 but for the linears that ``ranges`` names (see :class:`vadexport.graph.Graph`).
+    float32 but for the linears that ``ranges`` names; ``own_operator`` is the form for onnxruntime alone (see
+    :class:`vadexport.graph.Graph`).
     """
     conv = weights["conv1.weight"]
     width, _, patch, _ = conv.shape
@@ -37,7 +42,7 @@ def encoder_graph(
     size = grid * patch
     embed = weights["proj"].shape[1]
     half = precision == "fp16"
-    graph = Graph("encoder", np.float16 if half else np.float32, ranges)
+    graph = Graph("encoder", np.float16 if half else np.float32, ranges, own_operator)
 
     frames = graph.input("frames", np.uint8, ["batch", size, size, 3])
     x = _patch_embedding(graph, frames, weights, grid)

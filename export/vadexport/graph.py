@@ -6,19 +6,25 @@ The two graphs of a bundle are written by hand, not traced: every node then has 
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 OPSET = 18  # the newest that TensorRT 10.3 reads, and it has the native LayerNormalization
 IR_VERSION = 8  # what opset 18 came with; older runtimes refuse newer ones
 
 INT8_MOST = 127  # symmetric: -128 is not used
+ONNXRUNTIME = "com.microsoft"  # domain of onnxruntime's own operators
+
+_LARGE = 4096  # bytes of a constant that is worth a reference
 
 _ELEMENT = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -38,14 +44,20 @@ class Graph:
         name: of the graph.
         dtype: floating-point constants are stored in it.
         ranges: name of a linear -> largest absolute input that INT8 is to represent; those linears are quantised.
+        own_operator: INT8 products by onnxruntime's own operator, not by Q/DQ pairs that every library reads.
     """
 
     def __init__(
-        self, name: str, dtype: type[np.floating[Any]] = np.float32, ranges: Mapping[str, float] | None = None
+        self,
+        name: str,
+        dtype: type[np.floating[Any]] = np.float32,
+        ranges: Mapping[str, float] | None = None,
+        own_operator: bool = False,
     ) -> None:
         self.name = name
         self.dtype = np.dtype(dtype)
         self.ranges = dict(ranges or {})
+        self.own_operator = own_operator
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -73,7 +85,7 @@ class Graph:
         return name
 
     def op(self, kind: str, *inputs: str, name: str, **attributes: Any) -> str:
-        """Add a node with one output that carries the node's name."""
+        """Add a node with one output that carries the node's name; ``domain`` is ONNX's own unless it is given."""
         self._nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
@@ -84,6 +96,8 @@ class Graph:
 
     def linear(self, value: str, weight: NDArray[Any], bias: NDArray[Any] | None, name: str) -> str:
         """``value @ weight.T + bias``, with ``weight`` [out, in] as PyTorch keeps it."""
+        if name in self.ranges and self.own_operator:
+            return self._onnxruntime_product(value, weight, bias, name)
         if name in self.ranges:
             product = self._int8_product(value, weight, name)
         else:
@@ -104,6 +118,23 @@ class Graph:
         zeros = self.exact(f"int8_zeros_{len(rows)}", np.zeros(len(rows), np.int8))
         matrix = self.op("DequantizeLinear", stored, scales, zeros, name=f"{name}/weight/float", axis=1)
         return self.op("MatMul", value, matrix, name=f"{name}/matmul")
+
+    def _onnxruntime_product(self, value: str, weight: NDArray[Any], bias: NDArray[Any] | None, name: str) -> str:
+        """The same numbers by com.microsoft.MatMulIntegerToFloat, which adds the bias while it scales the products.
+
+        onnxruntime makes it of Q/DQ pairs too, but leaves the bias a pass over all activations of its own. x86's
+        instructions for INT8 multiply unsigned with signed numbers, so inputs are uint8 around 128.
+        """
+        scale = self.exact(f"{name}.input_scale", np.float32(self.ranges[name] / INT8_MOST))
+        zero = self.exact("uint8_zero", np.uint8(INT8_MOST + 1))
+        small = self.op("QuantizeLinear", value, scale, zero, name=f"{name}/input/uint8")
+        rows, row_scales = int8_rows(weight)
+        stored = self.exact(f"{name}.weight", rows.T)
+        scales = self.exact(f"{name}.weight_scale", row_scales)
+        zeros = self.exact(f"int8_zeros_{len(rows)}", np.zeros(len(rows), np.int8))
+        inputs = [small, stored, scale, scales, zero, zeros]
+        inputs += [] if bias is None else [self.constant(f"{name}.bias", bias)]
+        return self.op("MatMulIntegerToFloat", *inputs, name=name, domain=ONNXRUNTIME)
 
     def layer_norm(self, value: str, weight: NDArray[Any], bias: NDArray[Any], name: str) -> str:
         """Native LayerNormalization over the last axis, statistics in float32 (epsilon as in CLIP)."""
@@ -126,7 +157,9 @@ class Graph:
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
         """The checked model; ``metadata`` goes into its properties."""
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._constants.values()))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        domains = {node.domain for node in self._nodes} - {""}
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+        model = helper.make_model(graph, opset_imports=opsets)
         model.ir_version = IR_VERSION
         model.producer_name = "vadclip-edge"
         helper.set_model_props(model, metadata)
@@ -140,6 +173,20 @@ def int8_rows(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float3
     scales = np.where(most > 0, most / INT8_MOST, 1.0).astype(np.float32)
     rows = np.rint(weight / scales[:, None])
     return np.clip(rows, -INT8_MOST, INT8_MOST).astype(np.int8), scales
+
+
+def save_beside(model: onnx.ModelProto, path: Path, other: Path) -> None:
+    """Write ``model`` with those of its large constants that lie in the file ``other``, in the same folder, read there.
+
+    ONNX calls this external data. Two forms of a graph then take the room of one. ``model`` is left without them.
+    """
+    with other.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for tensor in model.graph.initializer:
+            at = data.find(tensor.raw_data) if len(tensor.raw_data) >= _LARGE else -1
+            if at >= 0:
+                set_external_data(tensor, other.name, at, len(tensor.raw_data))
+                tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
 
 
 def subset(weights: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

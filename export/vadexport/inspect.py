@@ -59,6 +59,8 @@ def report(description: dict[str, Any]) -> str:
     for name, entry in manifest["files"].items():
         graph = manifest["graphs"].get(name)
         nodes = f"{graph['nodes']} nodes, opset {graph['opset']}" if graph else ""
+        if "backend" in entry:
+            nodes += f", for {entry['backend']} alone, weights in {graph['weights']}"
         size = f"{entry['bytes'] / 1e6:.1f} MB"
         rows.append([name, entry["role"], entry["precision"] or "-", size, entry["sha256"][:12], nodes])
     lines += ["", table(["file", "role", "precision", "size", "sha256", "graph"], rows, right=(3,))]

@@ -56,8 +56,8 @@ class Int8Record:
 
 def int8_graph(
     weights: Weights, heads: int, ranges: Ranges, say: Callable[[str], None] = lambda text: None
-) -> tuple[onnx.ModelProto, Int8Record]:
-    """Build the INT8 encoder of a checkpoint.
+) -> tuple[onnx.ModelProto, onnx.ModelProto, Int8Record]:
+    """Build the INT8 encoder of a checkpoint: for every library (Q/DQ), and the same for onnxruntime on a CPU.
 
     Args:
         weights, heads: as :func:`vadexport.encoder_graph.encoder_graph` takes them.
@@ -108,7 +108,8 @@ def int8_graph(
     kept = tuple(ranked[:high])
     cosine = (float(found[high].min()), float(np.median(found[high])))
     record = Int8Record(method, methods, kept, cosine, len(ranges.frames), dict(ranges.origin))
-    return graph(method, kept), record
+    own = encoder_graph(weights, heads, "int8", {n: v for n, v in ranges.of(method).items() if n not in kept}, True)
+    return graph(method, kept), own, record
 
 
 def _ranked(

@@ -30,13 +30,17 @@ ANOMALY_BRANCHES = ("confidence", "alignment")
 
 @dataclass(frozen=True)
 class BundleFile:
-    """One file of a bundle: its name, what it is for, its precision (graphs only), hash and size."""
+    """One file of a bundle: its name, what it is for, its precision (graphs only), hash and size.
+
+    ``backend`` names the one backend that a form of a graph is for; None: any.
+    """
 
     name: str
     role: str  # "encoder", "head", "text" or "probe"
     precision: str | None
     sha256: str
     bytes: int
+    backend: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,15 @@ class Bundle:
         bundle._check_files()
         return bundle
 
-    def file(self, role: str, precision: str | None = None) -> BundleFile:
-        """The file with this role (and precision, if one is named)."""
-        for entry in self.files:
-            if entry.role == role and precision in (None, entry.precision):
-                return entry
+    def file(self, role: str, precision: str | None = None, backend: str | None = None) -> BundleFile:
+        """The file with this role (and precision, if one is named), in the form for ``backend`` where there is one."""
+        found = [
+            entry
+            for entry in self.files
+            if entry.role == role and precision in (None, entry.precision) and entry.backend in (None, backend)
+        ]
+        if found:
+            return max(found, key=lambda entry: entry.backend is not None)
         wanted = role if precision is None else f"{precision} {role}"
         raise UserError(f"{self.root} holds no {wanted}: build the bundle again with that precision")
 
@@ -113,7 +121,7 @@ class Bundle:
     @property
     def encoder_precisions(self) -> tuple[str, ...]:
         """The precisions in which the bundle holds the encoder."""
-        return tuple(entry.precision or "fp32" for entry in self.files if entry.role == "encoder")
+        return tuple(dict.fromkeys(entry.precision or "fp32" for entry in self.files if entry.role == "encoder"))
 
     def text(self) -> NDArray[np.float32]:
         """The class embeddings, float32 [m,d].
@@ -181,14 +189,20 @@ def write_manifest(
     files: Mapping[str, tuple[str, str | None]],
     checkpoint: Mapping[str, Any],
     graphs: Mapping[str, Any],
+    forms: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``manifest.json`` for the files that lie in ``root``: name -> (role, precision)."""
+    """Write ``manifest.json`` for the files that lie in ``root``: name -> (role, precision).
+
+    ``forms`` are those for one backend alone: name -> backend.
+    """
+    forms = forms or {}
     entries = {
         name: {
             "role": role,
             "precision": precision,
             "sha256": sha256(root / name),
             "bytes": (root / name).stat().st_size,
+            **({"backend": forms[name]} if name in forms else {}),
         }
         for name, (role, precision) in files.items()
     }

@@ -17,6 +17,7 @@ import pytest
 
 from tests.golden import Golden
 from tests.vadexport.test_cli import fails
+from vadcalibrate.ranges import linear_inputs
 from vadclip.model import VadCLIP
 from vadclip.untrained import SMALL, untrained
 from vadexport.build import BuildOptions, build
@@ -84,12 +85,15 @@ def built(path: Path, precision: str, shapes: dict[str, list[list[int]]]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_full_size_encoder_builds(tmp_path: Path, precision: str) -> None:
     prefix = "clipmodel.visual."
     visual = {k.removeprefix(prefix): v for k, v in weights(full_size()).items() if k.startswith(prefix)}
     path = tmp_path / f"encoder.{precision}.onnx"
-    onnx.save(encoder_graph(visual, full_size().config.clip.vision_heads, precision), path)
+    heads = full_size().config.clip.vision_heads
+    # Which ranges INT8 has changes nothing of what is built.
+    ranges = dict.fromkeys(linear_inputs(encoder_graph(visual, heads)), 8.0) if precision == "int8" else None
+    onnx.save(encoder_graph(visual, heads, precision, ranges), path)
     types, products = network_types(path)
     assert types == ENCODER_TYPES
     assert products == {"DataType.HALF" if precision == "fp16" else "DataType.FLOAT"}

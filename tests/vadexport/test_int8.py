@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from tests.golden import Golden
@@ -67,7 +68,7 @@ def test_rows_are_symmetric_and_near() -> None:
 
 
 def test_every_linear_has_explicit_quantisation(visual: dict[str, np.ndarray], heads: int, ranges: Ranges) -> None:
-    graph, record = int8_graph(visual, heads, ranges)
+    graph, _, record = int8_graph(visual, heads, ranges)
     made = {node.output[0]: node for node in graph.graph.node}
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     for name in ranges.linears:
@@ -90,7 +91,7 @@ def test_every_linear_has_explicit_quantisation(visual: dict[str, np.ndarray], h
 def test_bad_ranges_lose_to_good_ones(visual: dict[str, np.ndarray], heads: int, ranges: Ranges) -> None:
     tiny = {"tiny": tuple(0.01 * value for value in ranges.methods["percentile 100"])}
     both = dataclasses.replace(ranges, methods={**tiny, "entropy": ranges.methods["entropy"]})
-    assert int8_graph(visual, heads, both)[1].method == "entropy"
+    assert int8_graph(visual, heads, both)[2].method == "entropy"
 
 
 def test_the_most_sensitive_linear_stays_in_float32(visual: dict[str, np.ndarray], heads: int, ranges: Ranges) -> None:
@@ -102,10 +103,11 @@ def test_the_most_sensitive_linear_stays_in_float32(visual: dict[str, np.ndarray
         )
     }
     spoilt = dataclasses.replace(ranges, methods=ruined)
-    graph, record = int8_graph(visual, heads, spoilt)
+    graph, own, record = int8_graph(visual, heads, spoilt)
     assert name in record.kept and len(record.kept) <= 2
     weights = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
     assert weights[f"{name}.weight"] == onnx.TensorProto.FLOAT
+    assert {t.name: t.data_type for t in own.graph.initializer}[f"{name}.weight"] == onnx.TensorProto.FLOAT
     assert onnx.TensorProto.INT8 in weights.values()
 
 
@@ -122,7 +124,8 @@ def test_a_bundle_runs_in_int8(int8_bundle: Path, bundles: dict[str, Path], rang
     probe = Probe.load(int8_bundle / "probe.npz")
     np.testing.assert_array_equal(probe.frames, ranges.frames)  # footage, not drawn frames, is what ranges are for
     with Engine.load(int8_bundle, backend) as engine, Engine.load(bundles["ucf"], backend, precision="fp32") as full:
-        assert engine.backend.precision == "int8" and engine.backend.encoder_file == "encoder.int8.onnx"
+        form = "encoder.int8.onnx" if backend == "openvino:cpu" else "encoder.int8.onnxruntime.onnx"
+        assert engine.backend.precision == "int8" and engine.backend.encoder_file == form
         cosine = cosines(engine.encode(probe.frames), full.encode(probe.frames))
     assert 0.99 < cosine.min() < 1 - 1e-7
     with pytest.raises(UserError, match="finds no"):
@@ -145,7 +148,25 @@ def test_the_bundle_tells_how_it_was_made(int8_bundle: Path, bundles: dict[str, 
 
 def test_inspect_tells_it_too(int8_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(int8_bundle)]) == 0
-    assert "int8 ranges by" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "int8 ranges by" in said and "for onnxruntime alone, weights in encoder.int8.onnx" in said
+
+
+def test_the_form_for_onnxruntime_gives_the_same_and_takes_no_room(int8_bundle: Path) -> None:
+    bundle = Bundle.open(int8_bundle)
+    general, own = (bundle.file("encoder", "int8", backend) for backend in (None, "onnxruntime"))
+    assert (general.backend, own.backend) == (None, "onnxruntime")
+    assert bundle.file("encoder", backend="openvino") == general and bundle.encoder_precisions == ("int8",)
+    assert own.bytes < 0.15 * general.bytes
+    model = onnx.load(int8_bundle / own.name, load_external_data=False)
+    operators = {(node.domain, node.op_type) for node in model.graph.node}
+    assert ("com.microsoft", "MatMulIntegerToFloat") in operators and ("", "DequantizeLinear") not in operators
+    frames = Probe.load(int8_bundle / "probe.npz").frames
+    features = []
+    for entry in (general, own):
+        session = onnxruntime.InferenceSession(str(int8_bundle / entry.name), providers=["CPUExecutionProvider"])
+        features.append(session.run(None, {"frames": frames})[0])
+    np.testing.assert_allclose(features[1], features[0], atol=1e-4)
 
 
 def test_bad_input(ucf: Golden, xd: Golden, ranges: Ranges, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,8 @@ class OnnxruntimeBackend(Backend):
         if graph_precision is None:
             raise BackendError(f"finds no {' or '.join(wanted)} encoder in the bundle")
         self.precision = graph_precision if device == "cuda" or graph_precision == "int8" else "fp32"
-        self.encoder_file = bundle.file("encoder", graph_precision).name
+        own = self.name if device == "cpu" else None  # the CUDA provider has none of the operators in a form of its own
+        self.encoder_file = bundle.file("encoder", graph_precision, own).name
 
         # On a CPU parts of a batch run side by side, each on a thread of its own, and wait for each other only at the
         # end; threads within a run would wait at every node. Cores beyond that help all of them.
