@@ -198,7 +198,7 @@ def _check_engines(bundle: Bundle, count: int) -> int:
     folders = plan_folders(bundle)
     for folder in folders:
         try:
-            most = profile_of(PlanSet.read(folder).head, ["text"])["text"][1][0]
+            most = profile_of(folder, PlanSet.read(folder).head, ["text"])["text"][1][0]
         except PlanError:
             continue  # the runtime passes over it, whatever its classes are
         if count > most:
