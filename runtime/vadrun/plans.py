@@ -76,6 +76,7 @@ class PlanSet:
         head: plan of the head.
         checks: rows of the certificate on the GPU; empty where it could not be run.
         memory: the most that the building process had resident, MiB; None in files of earlier versions.
+        checked_on: names of the GPUs on which plans of a GPU that was not there have passed since.
     """
 
     toolkit: str
@@ -92,6 +93,7 @@ class PlanSet:
     head: Plan
     checks: list[dict[str, Any]]
     memory: int | None = None
+    checked_on: list[str] = field(default_factory=list)
 
     @property
     def parts(self) -> dict[str, Plan]:
@@ -102,6 +104,10 @@ class PlanSet:
     def passed(self) -> bool:
         """Whether the plans have been held against PyTorch's answers on a GPU, and were right."""
         return bool(self.checks) and all(check.get("passed") is True for check in self.checks)
+
+    def passed_on(self, gpu: Gpu) -> bool:
+        """Whether that was on the GPU they were built on, or on one of this name."""
+        return self.passed and (self.gpu is not None or gpu.name in self.checked_on)
 
     def write(self, folder: Path) -> None:
         """Write ``build.json``."""
@@ -158,21 +164,32 @@ def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Pa
         PlanError: none fits; why the nearest does not.
     """
     rebuild = compile_advice(bundle.root)
-    folders = plan_folders(bundle)
-    if not folders:
-        raise PlanError(f"finds no engine in {bundle.root}: {rebuild}")
     reasons = []
-    for folder in folders:
+    for folder, plans, reason in _considered(bundle, gpu, library, version):
+        if plans is not None and reason is None and plans.passed_on(gpu):
+            return folder, plans
+        reasons.append(f"{folder.name} {reason or f'was not checked on {gpu.name}'}")
+    if not reasons:
+        raise PlanError(f"finds no engine in {bundle.root}: {rebuild}")
+    raise PlanError(f"has no engine for this machine ({'; '.join(reasons)}): {rebuild}")
+
+
+def fitting_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> list[tuple[Path, PlanSet]]:
+    """All plans that fit as :func:`find_plans` asks, whether they have passed their checks or not."""
+    considered = _considered(bundle, gpu, library, version)
+    return [(folder, plans) for folder, plans, reason in considered if plans is not None and reason is None]
+
+
+def _considered(bundle: Bundle, gpu: Gpu, library: str, version: str) -> list[tuple[Path, PlanSet | None, str | None]]:
+    """Every folder of plans, what it says, and why it does not fit; those that were built on a GPU come first."""
+    found: list[tuple[Path, PlanSet | None, str | None]] = []
+    for folder in plan_folders(bundle):
         try:
             plans = PlanSet.read(folder)
-            reason = _misfit(plans, bundle, gpu, library, version)
+            found.append((folder, plans, _misfit(plans, bundle, gpu, library, version)))
         except PlanError as error:
-            reason = str(error)
-        else:
-            if reason is None and plans.passed:
-                return folder, plans
-        reasons.append(f"{folder.name} {reason or 'was not checked on a GPU'}")
-    raise PlanError(f"has no engine for this machine ({'; '.join(reasons)}): {rebuild}")
+            found.append((folder, None, str(error)))
+    return sorted(found, key=lambda entry: entry[1] is not None and entry[1].gpu is None)
 
 
 def read_plan(folder: Path, plan: Plan) -> bytes:

@@ -82,6 +82,16 @@ def test_checked_plans_are_found_behind_unchecked_ones(bundle_copy: Path) -> Non
     assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "orin"
 
 
+def test_plans_from_elsewhere_run_on_the_gpus_that_they_were_checked_on(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "any", gpu=None, targets=["8.6", "8.7"], checked_on=["Orin"])
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "any"
+    with pytest.raises(PlanError, match="any was not checked on NVIDIA RTX A2000"):
+        find_plans(bundle, RTX, "tensorrt", "10.3.0")
+    plan_set(bundle, bundle_copy / ENGINES / "orin")  # built here: better than what was only checked here
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "orin"
+
+
 def test_other_classes_leave_plans_as_they_are(bundle_copy: Path) -> None:
     made = plan_set(Bundle.open(bundle_copy), bundle_copy / ENGINES / "orin")
     text = np.load(bundle_copy / "text.npy")
