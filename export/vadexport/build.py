@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
     _check_place(options)
     ranges = _ranges(options)
+    chosen_by = ranges if ranges is None or options.probe else replace(ranges, frames=ranges.frames[::2])
 
     say(f"reading {options.checkpoint}")
     model = load_checkpoint(
@@ -103,7 +104,9 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         say(f"reading probe frames of {len(options.probe)} video{'s' if len(options.probe) > 1 else ''}")
         frames = video_frames(options.probe, sampling, preprocessing)
     elif ranges is not None:
-        frames = ranges.frames  # what the ranges are for; the drawn frames are like no footage
+        # What the ranges are for; the drawn frames are like no footage. Every other frame only: what int8 is chosen by
+        # would say too much good of it.
+        frames = ranges.frames[1::2]
     else:
         frames = drawn_frames(config.clip.image_size)
 
@@ -129,10 +132,10 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             more: dict[str, Any] = {}
             if role == "head":
                 graph = _head(weights, config)
-            elif ranges is None:
+            elif chosen_by is None:
                 graph = encoder_graph(_visual(weights), config.clip.vision_heads, options.precision)
             else:
-                graph, own, record = int8_graph(_visual(weights), config.clip.vision_heads, ranges, say)
+                graph, own, record = int8_graph(_visual(weights), config.clip.vision_heads, chosen_by, say)
                 more = {"int8": record.to_json()}
             graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph), **more}
             onnx.save(graph, folder / name)

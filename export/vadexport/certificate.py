@@ -6,6 +6,7 @@ footage of the user's own is in :mod:`vadexport.footage`.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -69,11 +70,11 @@ Changes = Mapping[str, float]
 """Limits that are to differ from :data:`LIMITS`: name -> value."""
 
 
-def parse_limits(text: str) -> dict[str, float]:
-    """``cosine=0.99,score=0.05`` as :data:`Changes`.
+def parse_limits(text: str, *, labelled: bool = True) -> dict[str, float]:
+    """``cosine=0.99,score=0.05`` as :data:`Changes`; without ``labelled`` footage there is no AUC to limit.
 
     Raises:
-        UserError: an unknown limit, or no number.
+        UserError: an unknown limit, no finite number, or one that nothing would be held to.
     """
     known = [entry.name for entry in fields(Limits)]
     found = {}
@@ -83,8 +84,13 @@ def parse_limits(text: str) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = float("nan")
-        if name not in known or not number >= 0:
+        if name not in known or not 0 <= number < math.inf:
             raise UserError(f"--limits has {part!r}: give NAME=NUMBER with names out of {', '.join(known)}")
+        if name == "auc" and not labelled:
+            raise UserError(
+                f"--limits has {part!r}, which takes labelled footage: give it to vadexport verify with --videos and "
+                "--annotations"
+            )
         found[name] = number
     return found
 
@@ -95,6 +101,12 @@ def limits_for(precision: str, changes: Changes | None) -> Limits:
     if "lost" in given:
         given["lost"] = int(given["lost"])
     return replace(LIMITS[precision], **given)
+
+
+def head_limits(changes: Changes | None) -> Limits:
+    """The limits of the head, which is float32 whatever the encoder is: the user's can only be tighter than its own."""
+    own, asked = LIMITS["fp32"], limits_for("fp32", changes)
+    return replace(asked, cosine=own.cosine, score=min(own.score, asked.score), lost=min(own.lost, asked.lost))
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,7 @@ class Verification:
     libraries: list[str]
     checks: list[Check]
     footage: list[Any] = field(default_factory=list)  # of vadexport.footage, where videos were given
+    changes: dict[str, float] = field(default_factory=dict)  # limits of the user's own
 
     @property
     def passed(self) -> bool:
@@ -198,6 +211,7 @@ def verify(
     checks: list[Check] = []
     footage: list[Any] = []
     libraries: list[str] = []
+    checks += _check_carried(bundle, say, changes)
     tried: set[tuple[str, str]] = set()
     for name, device in found:
         # "auto" may take a lower precision than float32; both can be chosen, so both are checked.
@@ -221,7 +235,7 @@ def verify(
                 checks += check_engine(engine, probe, changes)
                 if further is not None:
                     footage.append(further(engine, limits_for(arithmetic(engine)[0], changes)))
-    if not checks:
+    if not tried:
         raise UserError(f"none of the backends here ({', '.join(n for n, _ in found)}) can run {root}")
     return Verification(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -230,7 +244,28 @@ def verify(
         libraries=list(dict.fromkeys(libraries)),
         checks=checks,
         footage=footage,
+        changes=dict(changes or {}),
     )
+
+
+def _check_carried(bundle: Bundle, say: Callable[[str], None], changes: Changes | None) -> list[Check]:
+    """Check plans that were built for a GPU like this one elsewhere; the checks where they fail, or none.
+
+    What passes is marked, so that it is found and checked among the other backends.
+    """
+    from vadexport.plan_check import check_carried, wanting_a_check  # which uses this module
+
+    found = wanting_a_check(bundle)
+    if found is None:
+        return []
+    gpu, folder, plans = found
+    say(f"checking the engines in {folder}, which were built elsewhere, on {gpu.name}")
+    try:
+        _, checks = check_carried(bundle, gpu, folder, plans, changes)
+    except UserError as error:
+        say(str(error))
+        return []
+    return [] if all(check.passed for check in checks) else checks
 
 
 def arithmetic(engine: Engine) -> tuple[str, str]:
@@ -256,7 +291,7 @@ def check_engine(engine: Engine, probe: Probe, changes: Changes | None = None) -
     reference = scores_from_logits(probe.track_logits, probe.track_alignment, branch)
     measured = _score(engine, probe.track, probe.text)
     labels = [str(number) for number in range(len(probe.text))]  # names do not matter here
-    head = _check("head", label, "fp32", LIMITS["fp32"], scores=(measured, reference), labels=labels)
+    head = _check("head", label, "fp32", head_limits(changes), scores=(measured, reference), labels=labels)
 
     reference = scores_from_logits(probe.logits, probe.alignment, branch)
     measured = _score(engine, features, probe.text)

@@ -91,7 +91,8 @@ def parser() -> argparse.ArgumentParser:
         dest="targets",
         default="",
         metavar="CC,...",
-        help="compute capabilities of GPUs that are not here, such as 8.6,8.9 (TensorRT-RTX only; not checked)",
+        help="compute capabilities of GPUs that are not here, such as 8.6,8.9 (TensorRT-RTX only); compile or verify "
+        "there checks them",
     )
     k.add_argument("--hardware-compatible", action="store_true", help="for every GPU from Ampere on (slower)")
     k.add_argument("--version-compatible", action="store_true", help="for later TensorRT of the same major version too")
@@ -155,7 +156,8 @@ def _add_limits(p: argparse.ArgumentParser) -> None:
         "--limits",
         default="",
         metavar="NAME=X,...",
-        help="limits of your own: cosine, score, lost, shifted (seconds), auc (points)",
+        help="limits of your own: cosine, score, lost, shifted (seconds), auc (points; on labelled footage); the "
+        "head's only become tighter",
     )
 
 
@@ -199,7 +201,7 @@ def _build(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         probe=arguments.probe,
         force=arguments.force,
-        limits=parse_limits(arguments.limits),
+        limits=parse_limits(arguments.limits, labelled=False),
         ranges=arguments.ranges,
     )
     try:
@@ -222,7 +224,13 @@ def _compile_here(bundle: Path) -> int:
     """Engines for this machine's own GPU, where it has one and TensorRT."""
     from vadexport.compile import CompileOptions, can_compile
 
-    return _compile_with(CompileOptions(bundle)) if can_compile() else 0
+    if not can_compile():
+        return 0
+    try:
+        return _compile_with(CompileOptions(bundle))
+    except UserError as error:  # the bundle is whole, and runs on other backends
+        print(f"vadexport: no engines for this machine: {error}", file=sys.stderr)
+        return 0
 
 
 def _compile(arguments: argparse.Namespace) -> int:
@@ -240,7 +248,8 @@ def _compile(arguments: argparse.Namespace) -> int:
         low_memory=arguments.low_memory,
     )
     batch = _batch(arguments.batch) if arguments.batch else None
-    options = CompileOptions(arguments.bundle, batch, builder, arguments.keep_failed, parse_limits(arguments.limits))
+    limits = parse_limits(arguments.limits, labelled=False)
+    options = CompileOptions(arguments.bundle, batch, builder, arguments.keep_failed, limits)
     return _compile_with(options)
 
 
@@ -259,7 +268,10 @@ def _compile_with(options: CompileOptions) -> int:
         print(checks_table(compiled.checks))
         print(f"engines in {compiled.folder}; next: vadrun VIDEO --engine {options.bundle}")
     else:
-        print(f"engines in {compiled.folder}, not checked: vadrun takes them once vadexport compile has run on the GPU")
+        print(
+            f"engines in {compiled.folder}, not checked: vadrun takes them once vadexport compile or verify has passed "
+            "on such a GPU"
+        )
     return 0
 
 
@@ -303,7 +315,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from vadexport.footage import FootageCertificate, footage_table, open_reference
     from vadrun.bundle import Bundle
 
-    changes, steps = certificate.parse_limits(arguments.limits), _Steps()
+    labelled = bool(arguments.videos and arguments.annotations)
+    changes, steps = certificate.parse_limits(arguments.limits, labelled=labelled), _Steps()
     if not arguments.videos and (arguments.annotations or arguments.checkpoint or arguments.reference):
         raise UserError("--annotations, --checkpoint and --reference are of footage: give --videos too")
     further = None

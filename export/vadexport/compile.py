@@ -12,12 +12,12 @@ import resource
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vadexport.certificate import Changes, Check, check_engine
+from vadexport.certificate import Changes, Check
 from vadexport.plan_builder import (
     BuilderOptions,
     PlanBuilder,
@@ -27,15 +27,13 @@ from vadexport.plan_builder import (
     memory_advice,
     memory_need,
 )
+from vadexport.plan_check import carried_plans, check_carried, check_plans
 from vadexport.precision import search
-from vadexport.probe import Probe
 from vadrun import trt as tensorrt
-from vadrun.backends import BackendError, Options
 from vadrun.backends.tensorrt import TensorrtBackend
 from vadrun.bundle import Bundle, BundleFile
 from vadrun.console import table, version
 from vadrun.cuda import Gpu, NoCuda, gpus
-from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.files import whole_directory, write_text
 from vadrun.plans import ENGINES, Plan, PlanError, PlanSet, device_name
@@ -79,6 +77,11 @@ class CompileOptions:
         """The batch, whoever chose it."""
         return self.batch or (LOW_MEMORY_BATCH if self.builder.low_memory else BATCH)
 
+    @property
+    def takes_what_is_there(self) -> bool:
+        """Whether plans that were built elsewhere will do: nothing was said of how they should be built."""
+        return self.batch is None and self.builder == BuilderOptions()
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -91,6 +94,8 @@ class Compiled:
 
 def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Compiled:
     """Build the plans of a bundle into ``engines/<device>/``, whole or not at all, and hold them against the probe.
+
+    Plans that were built for such a GPU elsewhere (``--for``) are checked instead, and built anew only if they fail.
 
     Raises:
         UserError: no TensorRT, no GPU, not a bundle, another compile is at work, or TensorRT refuses the graph.
@@ -112,6 +117,10 @@ def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Com
     gpu = None if targets else _gpu()
     capabilities = list(targets) or [gpu.capability for gpu in (gpu,) if gpu is not None]
     folder = bundle.root / ENGINES / device_name(gpu, capabilities[0], library, trt.__version__)
+    if gpu is not None and not folder.exists() and options.takes_what_is_there:
+        carried = _carried(bundle, gpu, library, options, say)
+        if carried is not None:
+            return carried
     say(f"{library} {trt.__version__} for {gpu.name if gpu else ', '.join(_dotted(c) for c in capabilities)}")
     with _alone(bundle.root), whole_directory(folder, replace=True) as made:
         # TensorRT-RTX tunes on the device, when it loads a plan: it has no timings to keep.
@@ -137,7 +146,7 @@ def compile_bundle(options: CompileOptions, say: Say = lambda text: None) -> Com
         checks: list[Check] = []
         if gpu is not None:
             found, checks = work.checked(found)
-            if _is_precision(checks, found):
+            if work.can_search and _is_precision(checks):
                 found, checks = work.searched(found, checks)
         found = replace(found, memory=_peak())
         found.write(made)
@@ -180,18 +189,14 @@ class _Work:
         """
         plans.write(self._folder)
         self._say("checking the engines against PyTorch's answers")
-        try:
-            backend = TensorrtBackend(self._bundle, "cuda", Options(), self._folder)
-        except BackendError as error:
-            raise UserError(f"TensorRT built an engine that does not load: the backend {error}") from error
-        with Engine(self._bundle, backend, "being checked", self._options.frames[1]) as engine:
-            layers = backend.layers()
-            checks = check_engine(engine, Probe.load(self._bundle.path("probe")), self._options.limits)
-        fused = sum("mha" in line.lower() for line in layers)
-        encoder = replace(plans.encoder, attention=fused, layers=len(layers))
-        plans = replace(plans, encoder=encoder, checks=[asdict(check) for check in checks])
+        plans, checks = check_plans(self._bundle, self._folder, plans, self._options.limits)
         plans.write(self._folder)
         return plans, checks
+
+    @property
+    def can_search(self) -> bool:
+        """Whether the encoder has parts that float32 could mend."""
+        return bool(self._parts)
 
     def searched(self, plans: PlanSet, checks: list[Check]) -> tuple[PlanSet, list[Check]]:
         """The same with the fewest parts of the encoder in float32; as it was where that does not help."""
@@ -221,6 +226,25 @@ class _Work:
             return tried([])  # the fp16 engine that the message is about
         self._say(f"in float32: {', '.join(held)}")
         return (last[1], last[2]) if last and last[0] == held else tried(held)
+
+
+def _carried(bundle: Bundle, gpu: Gpu, library: str, options: CompileOptions, say: Say) -> Compiled | None:
+    """Plans that were built elsewhere and are right here; None where there are none."""
+    with _alone(bundle.root):
+        found = carried_plans(bundle, gpu, [library])
+        if found is None:
+            return None
+        folder, plans = found
+        say(f"checking the engines in {folder}, which were built elsewhere, on {gpu.name}")
+        try:
+            plans, checks = check_carried(bundle, gpu, folder, plans, options.limits)
+        except UserError as error:
+            say(f"building anew: {error}")
+            return None
+    if not all(check.passed for check in checks):
+        say("building anew: they are further from PyTorch than allowed here")
+        return None
+    return Compiled(folder, plans, checks)
 
 
 def can_compile() -> bool:
@@ -319,10 +343,10 @@ def _held_before(folder: Path, entry: BundleFile) -> list[str]:
     return plan.held if plan.onnx_sha256 == entry.sha256 else []
 
 
-def _is_precision(checks: list[Check], plans: PlanSet) -> bool:
-    """Whether only the encoder is wrong, in a precision that float32 could mend."""
+def _is_precision(checks: list[Check]) -> bool:
+    """Whether only the encoder is wrong."""
     wrong = {check.artifact for check in checks if not check.passed}
-    return bool(wrong) and "head" not in wrong and plans.encoder.precision != "fp32"
+    return bool(wrong) and "head" not in wrong
 
 
 def _is_right(checks: list[Check]) -> bool:
@@ -344,6 +368,8 @@ def _advice(checks: list[Check], plans: PlanSet) -> str:
         )
     if plans.encoder.precision == "fp32":
         return "the encoder is wrong in float32: this TensorRT miscompiles it on this GPU, so take another release"
+    if plans.encoder.precision == "int8":
+        return "the encoder misses its limits in int8: build the bundle with --precision fp16 and compile again"
     return (
         f"the encoder misses its limits in {plans.encoder.precision}, and float32 in all of its parts does not mend "
         "that: build the bundle with --precision fp32 and compile again"

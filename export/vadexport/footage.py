@@ -18,6 +18,7 @@ from vadclip.groundtruth import Event as LabelledEvent
 from vadclip.groundtruth import read_annotations, video_name
 from vadexport.certificate import Limits, arithmetic
 from vadexport.comparison import (
+    LEAST_VIDEOS,
     Difference,
     EventChanges,
     event_changes,
@@ -280,13 +281,16 @@ def footage_table(checks: Sequence[FootageCheck]) -> str:
         table([*header, ""], rows),
         *dict.fromkeys(f"allowed in {c.precision}: {c.limits}" for c in checks),
     ]
+    if any(check.auc is not None and check.auc.low is None for check in checks):
+        lines.append(f"AUC and AP have intervals from {LEAST_VIDEOS} videos on: resamples of fewer are too much alike")
     return "\n".join(lines)
 
 
 def _points(value: Difference | None) -> str:
     if value is None:
         return "-"
-    return f"{value.measured:.2f}, {value.difference:+.2f} ({value.low:+.2f} to {value.high:+.2f})"
+    interval = "" if value.low is None else f" ({value.low:+.2f} to {value.high:+.2f})"
+    return f"{value.measured:.2f}, {value.difference:+.2f}{interval}"
 
 
 def _features(

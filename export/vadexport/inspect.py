@@ -85,6 +85,9 @@ def report(description: dict[str, Any]) -> str:
         for run in certificate["runs"]:
             verdict = "passed" if run["passed"] else "FAILED"
             machine = run["machine"]
+            changes = ", ".join(f"{name}={value:g}" for name, value in run.get("changes", {}).items())
+            if changes:
+                verdict += f" within --limits {changes}"
             lines.append(
                 f"certificate: {verdict} {run['date']} on {machine.get('cpu')} ({machine.get('architecture')}) with "
                 f"{', '.join(run['libraries'])}"

@@ -103,11 +103,11 @@ class Scene:
         ]
 
     def draw(self, x: NDArray[np.float32], y: NDArray[np.float32], t: float) -> NDArray[np.uint8]:
-        shade = (0.7 + 0.3 * y)[..., None]
         """The scene at time ``t`` (1 is when a disc has gone its way), uint8 RGB [h,w,3].
 
         ``x`` and ``y`` [h,w] are the pixels' coordinates in [0, 1).
         """
+        shade = (0.7 + 0.3 * y)[..., None]
         image = np.where((y < self.horizon)[..., None], self.sky * shade, self.ground * shade)
         stripes = np.sin(x * self.texture[0] * 6.28 / (0.3 + y)) * np.sin(y * self.texture[1] * 6.28)
         image = image + 12.0 * (stripes * (y >= self.horizon))[..., None]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vadclip.presets import check_labels, load_labels
 from vadexport.probe import Probe
-from vadrun.bundle import MANIFEST, Bundle
+from vadrun.bundle import CERTIFICATE, MANIFEST, Bundle
 from vadrun.console import version
 from vadrun.errors import UserError
 from vadrun.files import sha256, whole_directory, write_json
@@ -121,14 +121,19 @@ def relabel(
 
     manifest: dict[str, Any] = json.loads((bundle.root / MANIFEST).read_text(encoding="utf-8"))
     with whole_directory(root, replace=True) as folder:
-        rewritten = {MANIFEST, bundle.file("text").name} | ({bundle.file("probe").name} if probe is not None else set())
+        old_certificate = bundle.certificate()
+        rewritten = {MANIFEST, CERTIFICATE, bundle.file("text").name} | (
+            {bundle.file("probe").name} if probe is not None else set()
+        )
         shutil.copytree(
             root, folder, dirs_exist_ok=True, copy_function=_link, ignore=_at_the_top(root, rewritten), symlinks=True
         )
         np.save(folder / bundle.file("text").name, embeddings, allow_pickle=False)
         if probe is not None:
             probe.save(folder / bundle.file("probe").name)
-        for name in rewritten - {MANIFEST}:
+        if old_certificate is not None:
+            write_json(folder / CERTIFICATE, old_certificate | {"stale": "relabelled since: run vadexport verify"})
+        for name in rewritten - {MANIFEST, CERTIFICATE}:
             path = folder / name
             manifest["files"][name] |= {"sha256": sha256(path), "bytes": path.stat().st_size}
         manifest["model"]["labels"] = list(labels)
@@ -144,7 +149,7 @@ def relabel(
         tuple(label for label in labels if label not in old),
         tuple(label for label in old if label not in labels),
         engines,
-        (root / "certificate.json").exists(),
+        old_certificate is not None,
     )
 
 
@@ -198,7 +203,7 @@ def _check_engines(bundle: Bundle, count: int) -> int:
     folders = plan_folders(bundle)
     for folder in folders:
         try:
-            most = profile_of(PlanSet.read(folder).head, ["text"])["text"][1][0]
+            most = profile_of(folder, PlanSet.read(folder).head, ["text"])["text"][1][0]
         except PlanError:
             continue  # the runtime passes over it, whatever its classes are
         if count > most:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vadrun.bundle import Bundle
 from vadrun.cuda import Gpu
@@ -35,7 +35,7 @@ class Plan:
         sha256: of the file.
         onnx: the bundle's graph that it was built from.
         onnx_sha256: of that graph.
-        precision: "fp16" or "fp32".
+        precision: "fp16", "int8" or "fp32".
         typing: "strong" (precision by type) or "flag".
         profile: input -> smallest, best and largest shape.
         seconds: what the build took.
@@ -76,6 +76,7 @@ class PlanSet:
         head: plan of the head.
         checks: rows of the certificate on the GPU; empty where it could not be run.
         memory: the most that the building process had resident, MiB; None in files of earlier versions.
+        checked_on: names of the GPUs on which plans of a GPU that was not there have passed since.
     """
 
     toolkit: str
@@ -92,6 +93,7 @@ class PlanSet:
     head: Plan
     checks: list[dict[str, Any]]
     memory: int | None = None
+    checked_on: list[str] = field(default_factory=list)
 
     @property
     def parts(self) -> dict[str, Plan]:
@@ -102,6 +104,10 @@ class PlanSet:
     def passed(self) -> bool:
         """Whether the plans have been held against PyTorch's answers on a GPU, and were right."""
         return bool(self.checks) and all(check.get("passed") is True for check in self.checks)
+
+    def passed_on(self, gpu: Gpu) -> bool:
+        """Whether that was on the GPU they were built on, or on one of this name."""
+        return self.passed and (self.gpu is not None or gpu.name in self.checked_on)
 
     def write(self, folder: Path) -> None:
         """Write ``build.json``."""
@@ -119,10 +125,15 @@ class PlanSet:
             value = json.loads(path.read_text(encoding="utf-8"))
             if value.pop("schema") != SCHEMA:
                 raise PlanError(f"finds {path} of another version of vadclip-edge")
-            value["encoder"], value["head"] = Plan(**value["encoder"]), Plan(**value["head"])
-            return cls(**value)
+            made: PlanSet = _read(cls, value | {part: _read(Plan, value[part]) for part in ("encoder", "head")})
+            return made
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"cannot read {path} ({error})") from error
+
+
+def compile_advice(root: Path) -> str:
+    """What to do where a bundle has no plan that can be used: the command."""
+    return f"run vadexport compile {root} on this machine"
 
 
 def device_name(gpu: Gpu | None, capability: tuple[int, int], library: str, version: str) -> str:
@@ -152,42 +163,53 @@ def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Pa
     Raises:
         PlanError: none fits; why the nearest does not.
     """
-    rebuild = f"run vadexport compile {bundle.root} on this machine"
-    folders = plan_folders(bundle)
-    if not folders:
-        raise PlanError(f"finds no engine in {bundle.root}: {rebuild}")
+    rebuild = compile_advice(bundle.root)
     reasons = []
-    for folder in folders:
-        try:
-            plans = PlanSet.read(folder)
-            reason = _misfit(plans, bundle, gpu, library, version)
-        except PlanError as error:
-            reason = str(error)
-        else:
-            if reason is None and plans.passed:
-                return folder, plans
-        reasons.append(f"{folder.name} {reason or 'was not checked on a GPU'}")
+    for folder, plans, reason in _considered(bundle, gpu, library, version):
+        if plans is not None and reason is None and plans.passed_on(gpu):
+            return folder, plans
+        reasons.append(f"{folder.name} {reason or f'was not checked on {gpu.name}'}")
+    if not reasons:
+        raise PlanError(f"finds no engine in {bundle.root}: {rebuild}")
     raise PlanError(f"has no engine for this machine ({'; '.join(reasons)}): {rebuild}")
 
 
+def fitting_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> list[tuple[Path, PlanSet]]:
+    """All plans that fit as :func:`find_plans` asks, whether they have passed their checks or not."""
+    considered = _considered(bundle, gpu, library, version)
+    return [(folder, plans) for folder, plans, reason in considered if plans is not None and reason is None]
+
+
+def _considered(bundle: Bundle, gpu: Gpu, library: str, version: str) -> list[tuple[Path, PlanSet | None, str | None]]:
+    """Every folder of plans, what it says, and why it does not fit; those that were built on a GPU come first."""
+    found: list[tuple[Path, PlanSet | None, str | None]] = []
+    for folder in plan_folders(bundle):
+        try:
+            plans = PlanSet.read(folder)
+            found.append((folder, plans, _misfit(plans, bundle, gpu, library, version)))
+        except PlanError as error:
+            found.append((folder, None, str(error)))
+    return sorted(found, key=lambda entry: entry[1] is not None and entry[1].gpu is None)
+
+
 def read_plan(folder: Path, plan: Plan) -> bytes:
-    """The plan's bytes.
+    """The plan's bytes; ``folder`` is one of a bundle's ``engines/``.
 
     Raises:
         PlanError: the file is missing or not the one that was built.
     """
-    path = folder / plan.file
+    path, again = folder / plan.file, compile_advice(folder.parent.parent)
     if Path(plan.file).name != plan.file:
-        raise PlanError(f"finds a plan outside its folder in {folder / BUILD}: compile again")
+        raise PlanError(f"finds a plan outside its folder in {folder / BUILD}: {again}")
     if not path.is_file():
-        raise PlanError(f"misses {path}: compile again")
+        raise PlanError(f"misses {path}: {again}")
     if sha256(path) != plan.sha256:
-        raise PlanError(f"finds that {path} is not the file that was built (its sha256 differs): compile again")
+        raise PlanError(f"finds that {path} is not the file that was built (its sha256 differs): {again}")
     return path.read_bytes()
 
 
-def profile_of(plan: Plan, inputs: Iterable[str]) -> dict[str, tuple[list[int], list[int]]]:
-    """Smallest and largest shape of each of these inputs.
+def profile_of(folder: Path, plan: Plan, inputs: Iterable[str]) -> dict[str, tuple[list[int], list[int]]]:
+    """Smallest and largest shape of each of these inputs of a plan in one of a bundle's ``engines/``.
 
     Raises:
         PlanError: build.json does not tell them.
@@ -198,8 +220,39 @@ def profile_of(plan: Plan, inputs: Iterable[str]) -> dict[str, tuple[list[int], 
             least, _, most = ([int(size) for size in shape] for shape in plan.profile[name])
             found[name] = least, most
         except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"finds no profile of {name!r} for {plan.file} in {BUILD}: compile again") from error
+            again = compile_advice(folder.parent.parent)
+            raise PlanError(f"finds no profile of {name!r} for {plan.file} in {folder / BUILD}: {again}") from error
     return found
+
+
+def _read(kind: Any, value: dict[str, Any]) -> Any:
+    """A dataclass of values that JSON gave.
+
+    Raises:
+        TypeError, ValueError: names or types are not its own.
+    """
+    hints = get_type_hints(kind)
+    for entry in fields(kind):
+        if entry.name in value:
+            if not _is_a(value[entry.name], hints[entry.name]):
+                raise ValueError(f"{entry.name} is {json.dumps(value[entry.name], default=str)[:40]}")
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{entry.name} is missing")
+    return kind(**value)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type as the sidecar's dataclasses write them."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(item, inside[0]) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(_is_a(item, inside[1]) for item in value.values())
+    if inside:  # a union
+        return any(_is_a(value, one) for one in inside)
+    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _misfit(plans: PlanSet, bundle: Bundle, gpu: Gpu, library: str, version: str) -> str | None:

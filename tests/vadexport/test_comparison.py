@@ -52,6 +52,7 @@ def test_figures_are_those_of_the_evaluation() -> None:
         assert getattr(found[0], name) == pytest.approx(100 * expected.auc, abs=1e-9)
         assert getattr(found[1], name) == pytest.approx(100 * expected.ap, abs=1e-9)
     assert found[0].difference == pytest.approx(found[0].measured - found[0].reference)
+    assert found[0].low is not None and found[0].high is not None
     assert found[0].low < found[0].difference < found[0].high
 
 
@@ -59,7 +60,14 @@ def test_the_interval_tells_chance_from_loss() -> None:
     same = ranking_differences(*videos(1, 0.0))
     assert same is not None and same[0].low == same[0].high == 0.0
     worse = ranking_differences(*videos(1, 0.6))
-    assert worse is not None and worse[0].high < 0
+    assert worse is not None and worse[0].high is not None and worse[0].high < 0
+
+
+def test_few_videos_have_no_interval() -> None:
+    for count, known in ((1, False), (9, False), (10, True)):
+        found = ranking_differences(*(part[-count:] for part in videos(2, 0.3)))
+        assert found is not None and found[0].difference != 0
+        assert (found[0].low is not None, found[1].high is not None) == (known, known)
 
 
 def test_frames_of_one_kind_have_no_figures() -> None:

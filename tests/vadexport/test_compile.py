@@ -27,11 +27,13 @@ from vadexport.compile import CompileError, CompileOptions, compile_bundle, enco
 from vadexport.encoder_graph import encoder_graph
 from vadexport.head_graph import HeadSizes, head_graph
 from vadexport.plan_builder import BuilderOptions, PlanBuilder, available_memory, memory_advice, memory_need
-from vadrun import Bundle
+from vadrun import Bundle, UserError
+from vadrun.backends import Options
+from vadrun.backends.onnxruntime import OnnxruntimeBackend
 from vadrun.bundle import BundleFile
 from vadrun.cuda import Gpu
 from vadrun.files import sha256
-from vadrun.plans import PlanSet
+from vadrun.plans import PlanError, PlanSet, find_plans
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -153,6 +155,82 @@ def test_the_command(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(sidecar.read_text())["encoder"]["profile"]["frames"][2][0] == 4
 
 
+ORIN = Gpu(0, "Orin", (8, 7), 8 << 30, "12.6", True)
+A2000 = Gpu(0, "NVIDIA RTX A2000", (8, 6), 6 << 30, "13.0")
+
+
+class OnTheCpu(OnnxruntimeBackend):
+    """Stands for TensorRT's backend: it takes a folder of plans, and runs the bundle's graphs."""
+
+    name, device = "tensorrt", "cuda"
+
+    def __init__(self, bundle: Bundle, device: str, options: Options, folder: Path) -> None:
+        assert (folder / "encoder.plan").is_file()
+        super().__init__(bundle, "cpu", options)
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        return None
+
+    def layers(self) -> list[str]:
+        return ["__myl_fc", "__mha_v2"]
+
+
+@pytest.fixture
+def carried(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with plans for 8.6 that were built elsewhere, as if it had come to a machine with such a GPU."""
+    folder = compile_bundle(CompileOptions(bundle_copy, builder=ELSEWHERE)).folder
+    assert not PlanSet.read(folder).checks
+    monkeypatch.setattr("vadexport.compile._gpu", lambda: A2000)
+    monkeypatch.setattr("vadexport.plan_check.gpus", lambda: (A2000,))
+    monkeypatch.setattr("vadexport.plan_check.TensorrtBackend", OnTheCpu)
+    return folder
+
+
+def found_by_the_runtime(bundle: Path, gpu: Gpu = A2000) -> Path | None:
+    try:
+        return find_plans(Bundle.open(bundle), gpu, "tensorrt_rtx", trt.__version__)[0]
+    except PlanError:
+        return None
+
+
+@pytest.mark.parametrize("command", ["compile", "verify"])
+def test_engines_from_elsewhere_are_checked_on_the_device_and_taken(
+    bundle_copy: Path, carried: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = sha256(carried / "encoder.plan")
+    assert found_by_the_runtime(bundle_copy) is None
+    for _ in range(2):  # the second time there is nothing new to do
+        assert main([command, str(bundle_copy)]) == 0
+        assert "building" not in capsys.readouterr().err
+    assert found_by_the_runtime(bundle_copy) == carried and sha256(carried / "encoder.plan") == built
+    plans = PlanSet.read(carried)
+    assert plans.checked_on == [A2000.name] and plans.encoder.attention == 1
+    assert found_by_the_runtime(bundle_copy, replace(A2000, name="NVIDIA RTX 3060")) is None
+
+
+def test_engines_from_elsewhere_that_are_wrong_here_are_not_taken(
+    bundle_copy: Path, carried: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode = OnnxruntimeBackend.encode
+    monkeypatch.setattr(OnTheCpu, "encode", lambda self, frames: encode(self, frames)[:, ::-1], raising=False)
+    assert main(["verify", str(bundle_copy)]) == 1
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "tensorrt:" in line]
+    assert {row[0]: row[-1] for row in rows} == {"encoder": "FAIL", "head": "pass", "chain": "FAIL"}
+    assert found_by_the_runtime(bundle_copy) is None and not PlanSet.read(carried).checks
+    Bench(monkeypatch, gpu=A2000)  # where what is built here is right
+    assert main(["compile", str(bundle_copy)]) == 0
+    assert "building anew: they are further from PyTorch" in capsys.readouterr().err
+    found = found_by_the_runtime(bundle_copy)
+    assert found is not None and found.name.startswith("rtx-a2000-sm86-")
+
+
+def test_options_of_the_build_build(bundle_copy: Path, carried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Bench(monkeypatch, gpu=A2000)
+    assert main(["compile", str(bundle_copy), "--batch", "1,4,4"]) == 0
+    assert not PlanSet.read(carried).checks and len(list(carried.parent.glob("*/build.json"))) == 2
+
+
 def test_an_fp16_build_compiles_where_it_can(
     ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +242,21 @@ def test_an_fp16_build_compiles_where_it_can(
         arguments = ["--checkpoint", str(ucf.checkpoint), "--dataset", "ucf", "--out", str(out)]
         assert main(["build", *arguments, "--precision", precision]) == 0
         assert len(called) == times
+
+
+def test_a_bundle_is_whole_whatever_becomes_of_its_engines(
+    ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(options: object) -> int:
+        raise UserError("the tensorrt backend needs cuda-bindings")
+
+    monkeypatch.setattr("vadexport.compile.can_compile", lambda: True)
+    monkeypatch.setattr("vadexport.cli._compile_with", broken)
+    arguments = ["--checkpoint", str(ucf.checkpoint), "--dataset", "ucf", "--out", str(tmp_path / "b")]
+    assert main(["build", *arguments, "--precision", "fp16"]) == 0
+    printed = capsys.readouterr()
+    assert f"bundle in {tmp_path / 'b'}" in printed.out
+    assert "no engines for this machine: the tensorrt backend needs cuda-bindings" in printed.err
 
 
 def test_bad_input(bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,8 +283,6 @@ def test_a_graph_that_tensorrt_refuses_leaves_nothing(bundle_copy: Path, monkeyp
 
 
 def compile_bundle_error(bundle: Path) -> str:
-    from vadrun import UserError
-
     with pytest.raises(UserError) as error:
         compile_bundle(CompileOptions(bundle, builder=ELSEWHERE))
     return str(error.value)
@@ -218,11 +309,11 @@ def test_two_do_not_compile_one_bundle_at_once(bundle_copy: Path) -> None:
 class Bench:
     """A GPU that is not there: fp16 is right on it where ``guilty`` are in float32."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *guilty: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *guilty: str, gpu: Gpu = ORIN) -> None:
         self.guilty = set(guilty)
         self.builds: list[list[str]] = []
         self.said: list[str] = []
-        monkeypatch.setattr("vadexport.compile._gpu", lambda: Gpu(0, "Orin", (8, 7), 8 << 30, "12.6", True))
+        monkeypatch.setattr("vadexport.compile._gpu", lambda: gpu)
         monkeypatch.setattr(
             "vadexport.compile.PlanBuilder", lambda trt, options, *rest: PlanBuilder(trt, ELSEWHERE, *rest)
         )
@@ -286,6 +377,23 @@ def test_an_engine_that_nothing_mends_is_refused(
     (kept,) = half.glob("engines/*-failed")
     assert {"encoder.plan", "head.plan", "build.json", "build.log"} <= {path.name for path in kept.iterdir()}
     assert not PlanSet.read(kept).passed
+
+
+def test_int8_that_misses_its_limits_is_not_searched_for_parts(
+    half: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of an int8 graph is float16: there is nothing that float32 could mend, and no other build is made."""
+    graph = half / "encoder.int8.onnx"
+    (half / "encoder.fp16.onnx").rename(graph)
+    manifest = json.loads((half / "manifest.json").read_text())
+    entry = manifest["files"].pop("encoder.fp16.onnx") | {"precision": "int8"}
+    manifest["files"][graph.name] = entry
+    (half / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("vadexport.plan_builder.parts_of", lambda trt, network: [])
+    bench = Bench(monkeypatch, "no part of it")
+    with pytest.raises(CompileError, match="misses its limits in int8: build the bundle with --precision fp16"):
+        bench.compile(half)
+    assert bench.builds == [[]]
 
 
 def test_what_a_build_needs() -> None:

@@ -40,7 +40,8 @@ def test_footage_against_the_bundles_own_float32(bundle_copy: Path, videos: Path
     by = {(check["backend"], check["precision"]): check for check in run["footage"]}
     exact = by["onnxruntime:cpu", "fp32"]
     assert exact["cosine_min"] == pytest.approx(1.0) and exact["score_max"] < 1e-6
-    assert exact["auc"]["difference"] == exact["auc"]["low"] == exact["auc"]["high"] == 0.0
+    assert exact["auc"]["difference"] == 0.0 and exact["auc"]["low"] is None  # of three videos
+    assert "have intervals from 10 videos on" in said
     assert exact["events"]["lost"] == exact["events"]["gained"] == 0
     assert exact["videos"] == 3 and exact["hours"] == pytest.approx(3 * 7 * 0.64 / 3600)
     assert {check["backend"] for check in run["footage"]} == {"onnxruntime:cpu", "openvino:cpu"}
@@ -95,9 +96,40 @@ def test_limits() -> None:
     changed = limits_for("fp16", parse_limits("score=0.1, auc=0.3,lost=2"))
     assert (changed.cosine, changed.score, changed.auc, changed.lost) == (LIMITS["fp16"].cosine, 0.1, 0.3, 2)
     assert str(changed) == "cosine >= 0.999, score <= 0.1, lost <= 2, AUC loss <= 0.3"
-    for text in ("cosin=1", "cosine", "cosine=x", "score=-1", "score=nan"):
+    for text in ("cosin=1", "cosine", "cosine=x", "score=-1", "score=nan", "lost=inf", "cosine=1e999"):
         with pytest.raises(UserError, match="give NAME=NUMBER"):
             parse_limits(text)
+
+
+def test_the_head_is_held_to_tighter_limits_and_never_to_looser_ones(bundle_copy: Path, capsys: Printed) -> None:
+    assert main(["verify", str(bundle_copy), "--limits", "score=1e-12"]) == 1
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("head")]
+    assert rows and all(row.endswith("FAIL") and "score <= 1e-12" in row for row in rows)
+    spoil(bundle_copy, "head.onnx", "confidence/ffn/c_fc.weight", 1.5)
+    assert main(["verify", str(bundle_copy), "--limits", "score=1,lost=99,cosine=0"]) == 1
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
+    assert rows and all(row.startswith("head") and "score <= 0.0001" in row for row in rows)
+
+
+def test_inspect_says_within_which_limits_of_ones_own(bundle_copy: Path, capsys: Printed) -> None:
+    assert main(["verify", str(bundle_copy), "--limits", "cosine=0,score=1"]) == 0
+    main(["inspect", str(bundle_copy)])
+    assert "certificate: passed within --limits cosine=0, score=1 " in capsys.readouterr().out
+    assert main(["verify", str(bundle_copy)]) == 0
+    main(["inspect", str(bundle_copy)])
+    assert "--limits" not in capsys.readouterr().out
+
+
+def test_a_limit_that_nothing_would_be_held_to_is_refused(
+    bundle_copy: Path, ucf: Golden, tmp_path: Path, capsys: Printed
+) -> None:
+    own = ("--limits", "auc=0.3")
+    for command in (
+        ("verify", bundle_copy),
+        ("compile", bundle_copy),
+        ("build", "--checkpoint", ucf.checkpoint, "--out", tmp_path / "b"),
+    ):
+        assert "takes labelled footage" in fails(capsys, *command, *own)
 
 
 def test_bad_input(

@@ -122,7 +122,8 @@ def test_what_cannot_be_quantised_is_said(visual: dict[str, np.ndarray], heads: 
 @pytest.mark.parametrize("backend", ["onnxruntime:cpu", "openvino:cpu"])
 def test_a_bundle_runs_in_int8(int8_bundle: Path, bundles: dict[str, Path], ranges: Ranges, backend: str) -> None:
     probe = Probe.load(int8_bundle / "probe.npz")
-    np.testing.assert_array_equal(probe.frames, ranges.frames)  # footage, not drawn frames, is what ranges are for
+    # Footage, not drawn frames, is what ranges are for; and not the frames that int8 was chosen by.
+    np.testing.assert_array_equal(probe.frames, ranges.frames[1::2])
     with Engine.load(int8_bundle, backend) as engine, Engine.load(bundles["ucf"], backend, precision="fp32") as full:
         form = "encoder.int8.onnx" if backend == "openvino:cpu" else "encoder.int8.onnxruntime.onnx"
         assert engine.backend.precision == "int8" and engine.backend.encoder_file == form

@@ -38,20 +38,21 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_class_that_was_added_is_found(demo: Path) -> None:
-    """Of "flames" the model has never had a class; it takes the place of the explosions, which the video has one of."""
-    relabel(
-        demo,
-        [ClassName("normal", "normal"), *named("fighting", "accident", "riot"), ClassName("blaze", "flames")],
-        checkpoint=DEMO / "checkpoint.safetensors",
-    )
-    with Engine.load(demo, "onnxruntime") as engine:
-        assert engine.labels == ["normal", "fighting", "accident", "riot", "blaze"]
-        events = run_video(engine, DEMO / "demo.mp4", EventRule()).events
-    assert [event.label for event in events] == ["fighting", "accident", "riot", "blaze"]
+    """Beside the others, of which none fits: without the explosions nothing is found where the video has one.
+
+    Of "flames" the model has never had a class.
+    """
+    others = [ClassName("normal", "normal"), *named("fighting", "accident", "riot")]
     truth = (DEMO / "truth.csv").read_text().splitlines()
-    label, start, end = next(line.split(",") for line in truth if line.startswith("explosion"))
-    overlaps = [e.label for e in events if e.start < float(end) and float(start) < e.end]
-    assert overlaps == ["blaze"], label
+    _, start, end = next(line.split(",") for line in truth if line.startswith("explosion"))
+    for added in ([], [ClassName("blaze", "flames")]):
+        relabel(demo, [*others, *added], checkpoint=DEMO / "checkpoint.safetensors")
+        with Engine.load(demo, "onnxruntime") as engine:
+            assert engine.labels == [entry.label for entry in (*others, *added)]
+            events = run_video(engine, DEMO / "demo.mp4", EventRule()).events
+        assert [event.label for event in events] == ["fighting", "accident", "riot", *(entry.label for entry in added)]
+        overlaps = [e.label for e in events if e.start < float(end) and float(start) < e.end]
+        assert overlaps == [entry.label for entry in added]
     assert certificate.verify(demo).passed
 
 
@@ -76,7 +77,9 @@ def test_graphs_and_engines_are_the_same_files(bundle_copy: Path, ucf: Golden) -
     # The certificate is the old bundle's, and says so until it is made again.
     assert certificate.verify(bundle_copy).passed
     value = json.loads((bundle_copy / "certificate.json").read_text())
-    assert value["bundle"] == old.sha256
+    assert value["bundle"] == old.sha256 and value["stale"].endswith("run vadexport verify")
+    certificate.write(bundle_copy, certificate.verify(bundle_copy), new.sha256)
+    assert "stale" not in json.loads((bundle_copy / "certificate.json").read_text())
 
 
 def test_embeddings_from_elsewhere_need_no_torch(bundle_copy: Path, ucf: Golden, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,9 +59,11 @@ def test_plans_of_this_gpu_are_found(bundle_copy: Path) -> None:
     assert find_plans(Bundle.open(bundle_copy), ORIN, "tensorrt", "10.3.0") == (folder, made)
     assert made.passed
     assert read_plan(folder, made.head) == b"head"
-    assert profile_of(made.encoder, ["frames"]) == {"frames": ([1, 64, 64, 3], [32, 64, 64, 3])}
-    with pytest.raises(PlanError, match=r"no profile of 'mask' for head\.plan"):
-        profile_of(made.head, ["mask"])
+    assert profile_of(folder, made.encoder, ["frames"]) == {"frames": ([1, 64, 64, 3], [32, 64, 64, 3])}
+    with pytest.raises(
+        PlanError, match=rf"no profile of 'mask' for head\.plan in .*: run vadexport compile {bundle_copy} on this"
+    ):
+        profile_of(folder, made.head, ["mask"])
 
 
 def test_the_lean_runtime_takes_compatible_plans_only(bundle_copy: Path) -> None:
@@ -75,6 +79,16 @@ def test_checked_plans_are_found_behind_unchecked_ones(bundle_copy: Path) -> Non
     bundle = Bundle.open(bundle_copy)
     plan_set(bundle, bundle_copy / ENGINES / "any", checks=[])
     plan_set(bundle, bundle_copy / ENGINES / "orin")
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "orin"
+
+
+def test_plans_from_elsewhere_run_on_the_gpus_that_they_were_checked_on(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    plan_set(bundle, bundle_copy / ENGINES / "any", gpu=None, targets=["8.6", "8.7"], checked_on=["Orin"])
+    assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "any"
+    with pytest.raises(PlanError, match="any was not checked on NVIDIA RTX A2000"):
+        find_plans(bundle, RTX, "tensorrt", "10.3.0")
+    plan_set(bundle, bundle_copy / ENGINES / "orin")  # built here: better than what was only checked here
     assert find_plans(bundle, ORIN, "tensorrt", "10.3.0")[0].name == "orin"
 
 
@@ -143,10 +157,12 @@ def test_a_cut_plan_is_refused(bundle_copy: Path) -> None:
     folder = bundle_copy / ENGINES / "there"
     made = plan_set(Bundle.open(bundle_copy), folder)
     (folder / "encoder.plan").write_bytes(b"enc")
-    with pytest.raises(PlanError, match="not the file that was built"):
+    with pytest.raises(
+        PlanError, match=f"not the file that was built .*: run vadexport compile {bundle_copy} on this machine"
+    ):
         read_plan(folder, made.encoder)
     (folder / "encoder.plan").unlink()
-    with pytest.raises(PlanError, match="misses"):
+    with pytest.raises(PlanError, match=f"misses .*: run vadexport compile {bundle_copy} on this machine"):
         read_plan(folder, made.encoder)
     with pytest.raises(PlanError, match="outside its folder"):
         read_plan(folder, replace(made.encoder, file="../head.onnx"))
@@ -157,6 +173,36 @@ def test_a_damaged_sidecar_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "build.json").write_text(text)
     with pytest.raises(PlanError):
         PlanSet.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": None},
+        {"targets": [8.7]},
+        {"checks": [1]},
+        {"checks": None},
+        {"version": 10},
+        {"hardware_compatible": "yes"},
+        {"memory": "much"},
+        {"head": {"file": "head.plan"}},
+        {"head": {"profile": [[1]]}},
+        {"encoder": {"held": "all"}},
+        {"encoder": {"file": None}},
+        {"colour": "red"},
+    ],
+)
+def test_values_of_another_kind_in_the_sidecar_are_a_reason(bundle_copy: Path, changes: dict[str, Any]) -> None:
+    bundle = Bundle.open(bundle_copy)
+    sidecar = bundle_copy / ENGINES / "there" / "build.json"
+    plan_set(bundle, sidecar.parent)
+    value = json.loads(sidecar.read_text())
+    for name, change in changes.items():
+        whole = name not in ("head", "encoder") or change == {"file": "head.plan"}
+        value[name] = change if whole else value[name] | change
+    sidecar.write_text(json.dumps(value))
+    with pytest.raises(PlanError, match=r"there cannot read .*build\.json"):
+        find_plans(bundle, ORIN, "tensorrt", "10.3.0")
 
 
 def test_unchecked_or_wrong_plans_have_not_passed(bundle_copy: Path) -> None:

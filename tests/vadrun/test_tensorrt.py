@@ -71,7 +71,7 @@ def test_engines_that_do_not_fit_are_refused_before_tensorrt_sees_them(bundle_co
 @pytest.mark.usefixtures("with_a_gpu")
 def test_engines_that_were_not_checked_are_not_taken(bundle_copy: Path) -> None:
     plan_set(Bundle.open(bundle_copy), bundle_copy / ENGINES / "here", checks=[])
-    assert "(here was not checked on a GPU): run vadexport compile" in refused(bundle_copy, Options())
+    assert "(here was not checked on Orin): run vadexport compile" in refused(bundle_copy, Options())
 
 
 @pytest.mark.usefixtures("with_a_gpu")

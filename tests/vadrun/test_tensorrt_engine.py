@@ -80,20 +80,35 @@ class Doubling:
     """An engine with one input x float32 [B,3] whose output y [B] is twice the sum of a row."""
 
     device_memory_size_v2 = 16
+    most_contexts = 100
 
     def __init__(self, cuda: LateCuda) -> None:
         self.cuda = cuda
-        self.shape: tuple[int, ...] = ()
-        self.addresses: dict[str, int] = {}
+        self.contexts: list[Context] = []
 
-    def create_execution_context(self, strategy: object) -> Doubling:
-        return self
+    def create_execution_context(self, strategy: object) -> Context | None:
+        if len(self.contexts) >= self.most_contexts:
+            return None
+        self.contexts.append(Context(self.cuda))
+        return self.contexts[-1]
 
     def get_tensor_dtype(self, name: str) -> type:
         return np.float32
 
+
+class Context:
+    """Keeps its state as TensorRT's does: a graph that was captured from it works on what it holds at the replay."""
+
+    def __init__(self, cuda: LateCuda) -> None:
+        self.cuda = cuda
+        self.scratch = 0
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+        self.prepared: tuple[int, ...] = ()  # the shape that it last ran with
+
     def set_device_memory(self, address: int, size: int) -> None:
         assert address and size == 16
+        self.scratch = address
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -105,28 +120,32 @@ class Doubling:
         return self.shape[:1]
 
     def execute_async_v3(self, stream: int) -> bool:
-        shape, x, y = self.shape, self.addresses["x"], self.addresses["y"]
-
         def at(address: int, *sizes: int) -> np.ndarray:
             count = int(np.prod(sizes))
             return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address)).reshape(sizes)
 
-        def work() -> None:
+        def work(shape: tuple[int, ...], x: int, y: int) -> None:
             at(y, shape[0])[:] = 2 * at(x, *shape).sum(axis=1)
 
         if self.cuda.recording is not None:
-            self.cuda.recording.append(work)
+            assert self.prepared == self.shape, "captured before a run with this shape"
+            self.cuda.recording.append(lambda: work(self.shape, self.addresses["x"], self.addresses["y"]))
         else:
+            now = self.shape, self.addresses["x"], self.addresses["y"]
             self.cuda.executed += 1
-            self.cuda.queues[stream].append(work)
+            self.cuda.queues[stream].append(lambda: work(*now))
+            self.prepared = self.shape
         return True
 
 
-def doubling(cuda: LateCuda, least: int = 1, slots: int = 1) -> LoadedEngine:
+def doubling(
+    cuda: LateCuda, least: int = 1, slots: int = 1, most: int = 4, engine: Doubling | None = None
+) -> LoadedEngine:
     trt = SimpleNamespace(ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=0), nptype=lambda kind: kind)
     runtime: Any = cuda
     streams = Streams(UP, RUN, runtime.memory(16))
-    return LoadedEngine(trt, Doubling(cuda), runtime, streams, {"x": ([least, 3], [4, 3])}, ["y"], slots)
+    profile = {"x": ([least, 3], [most, 3])}
+    return LoadedEngine(trt, engine or Doubling(cuda), runtime, streams, profile, ["y"], slots)
 
 
 def batches(*counts: int) -> list[np.ndarray]:
@@ -215,6 +234,38 @@ def test_what_cannot_be_captured_runs_as_before() -> None:
     assert (cuda.captured_graphs, cuda.executed, cuda.launched) == (1, 10, 0)
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_graphs_stay_as_they_were_captured_whatever_runs_between_them(slots: int) -> None:
+    cuda = LateCuda(seed=5)
+    made = Doubling(cuda)
+    engine = doubling(cuda, slots=slots, engine=made)
+    inputs = batches(*[4] * 6, *[3] * 6, *[4, 3, 2, 1] * 6)
+    same(list(engine.run_each({"x": x} for x in inputs)), inputs)
+    assert cuda.launched > len(inputs) // 2
+    # One for what is not captured, one for each graph; all on the same scratch memory.
+    assert len(made.contexts) == 1 + cuda.captured_graphs
+    assert len({context.scratch for context in made.contexts}) == 1
+
+
+def test_graphs_and_their_contexts_are_few() -> None:
+    cuda = LateCuda()
+    made = Doubling(cuda)
+    engine = doubling(cuda, most=20, engine=made)
+    inputs = batches(*[count for count in range(1, 21) for _ in range(3)], *range(1, 21))
+    same([engine.run({"x": x}) for x in inputs], inputs)
+    assert (cuda.captured_graphs, len(made.contexts)) == (8, 9)
+
+
+def test_without_memory_for_more_contexts_the_first_does_it_all() -> None:
+    cuda = LateCuda()
+    made = Doubling(cuda)
+    made.most_contexts = 2
+    engine = doubling(cuda, engine=made)
+    inputs = batches(*[4] * 4, *[3] * 4, 4, 3)
+    same([engine.run({"x": x}) for x in inputs], inputs)
+    assert (cuda.captured_graphs, cuda.launched) == (1, 3)
+
+
 def test_results_are_the_callers() -> None:
     engine = doubling(LateCuda())
     first = engine.run({"x": np.ones((2, 3), np.float32)})["y"]
@@ -229,7 +280,7 @@ def test_other_layouts_and_types_are_made_right() -> None:
 
 def test_no_context_and_no_execution_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = doubling(LateCuda())
-    monkeypatch.setattr(Doubling, "execute_async_v3", lambda *_: False)
+    monkeypatch.setattr(Context, "execute_async_v3", lambda *_: False)
     with pytest.raises(UserError, match="did not run the engine: run vadexport verify"):
         engine.run({"x": np.ones((2, 3), np.float32)})
     monkeypatch.setattr(Doubling, "create_execution_context", lambda *_: None)

@@ -17,7 +17,7 @@ from vadrun.backends.tensorrt_engine import LoadedEngine, Streams, scratch_bytes
 from vadrun.console import version
 from vadrun.cuda import Gpu, NoCuda, gpus
 from vadrun.errors import UserError
-from vadrun.plans import PlanError, PlanSet, find_plans, profile_of, read_plan
+from vadrun.plans import PlanError, PlanSet, compile_advice, find_plans, profile_of, read_plan
 from vadrun.trt import NoTensorrt, import_tensorrt, installed, make_logger
 
 if TYPE_CHECKING:
@@ -71,11 +71,12 @@ class TensorrtBackend(Backend):
             if options.precision not in ("auto", self.precision):
                 raise BackendError(f"has an engine in {self.precision}, not {options.precision}")
             serialised = {role: read_plan(folder, plan) for role, plan in plans.parts.items()}
-            profiles = {role: profile_of(plan, INPUTS[role]) for role, plan in plans.parts.items()}
+            profiles = {role: profile_of(folder, plan, INPUTS[role]) for role, plan in plans.parts.items()}
         except (NoTensorrt, PlanError) as error:
             raise BackendError(str(error)) from error
         self.library = f"{library} {trt.__version__}"
         self.encoder_file = plans.encoder.onnx
+        self._again = compile_advice(bundle.root)
         self._messages: list[str] = []
         try:
             self._cuda = CudaRuntime(gpu.index)
@@ -115,7 +116,7 @@ class TensorrtBackend(Backend):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if len(text) > self._head.most["text"]:
             raise UserError(
-                f"the bundle has {len(text)} classes, but its engine takes {self._head.most['text']}: compile again"
+                f"the bundle has {len(text)} classes, but its engine takes {self._head.most['text']}: {self._again}"
             )
         most = self._head.most["features"]
         logits, alignment = [], []
@@ -142,7 +143,7 @@ class TensorrtBackend(Backend):
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             said = self._messages[-1] if self._messages else "it does not say why"
-            raise BackendError(f"refuses the engine in {folder} ({said}): run vadexport compile again on this machine")
+            raise BackendError(f"refuses the engine in {folder} ({said}): {compile_advice(folder.parent.parent)}")
         return engine
 
     def _log(self, severity: str, message: str) -> None:

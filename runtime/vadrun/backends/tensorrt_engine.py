@@ -2,7 +2,11 @@
 
 Inputs go up on one stream while the engine executes on another, so that with two slots the next inputs are on the GPU
 when the last ones are done. Outputs are small, and come down behind the execution. Shapes that come again and again are
-replayed as CUDA graphs. All buffers are made at the beginning, for the largest shapes of the engine's profile.
+replayed as CUDA graphs, each with an execution context that nothing else uses: a graph refers to what its context
+holds, and other shapes or addresses given to that context would change it. The contexts share their scratch memory.
+
+All buffers are made at the beginning, for the largest shapes of the engine's profile. In the loop only results are new:
+each is copied out of its slot into an array of the caller's.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[list[int], list[int]]]
 
 _STEADY = 2  # runs with one shape before it is captured
-_MOST_GRAPHS = 8  # of an engine; the last batch of a video may have any size
+_MOST_GRAPHS = 8  # of an engine, each with a context; the last batch of a video may have any size
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class _Slot:
 
 
 class LoadedEngine:
-    """An engine with its execution context.
+    """An engine with its execution contexts: one for shapes that come now and then, and one for each graph.
 
     Args:
         trt: the TensorRT module.
@@ -85,14 +89,12 @@ class LoadedEngine:
         outputs: Sequence[str],
         slots: int = 1,
     ) -> None:
+        self._trt, self._engine = trt, engine
         self._cuda, self._streams, self._outputs = cuda, streams, list(outputs)
-        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._contexts: list[Any] = []  # none may go before what it put into the stream, or its graph
+        self._context = self._new_context()
         if self._context is None:
             raise UserError("TensorRT cannot make an execution context: close what else uses the GPU")
-        if hasattr(self._context, "set_device_memory"):
-            self._context.set_device_memory(streams.scratch, scratch_bytes(engine))
-        else:
-            self._context.device_memory = streams.scratch
         self._least = {name: least[0] for name, (least, _) in profile.items()}
         self.most = {name: most[0] for name, (_, most) in profile.items()}
         for name, (_, most) in profile.items():
@@ -164,26 +166,43 @@ class LoadedEngine:
         if graph is not None:
             self._cuda.launch(graph, self._streams.run)
             return self._shapes[shapes]
+        self._seen[key] += 1
+        own = None
+        if self._capturing and self._seen[key] >= _STEADY and len(self._graphs) < _MOST_GRAPHS:
+            own = self._new_context()
+            self._capturing = own is not None  # without memory for another context all goes on with the first
+        context = self._context if own is None else own
         for name, shape in zip(names, shapes, strict=True):
-            self._context.set_input_shape(name, shape)
+            context.set_input_shape(name, shape)
         for name, address in self._slots[number].device.items():
-            self._context.set_tensor_address(name, address)
-        if not self._enqueue():
+            context.set_tensor_address(name, address)
+        if not self._enqueue(context):
             raise UserError("TensorRT did not run the engine: run vadexport verify on the bundle")
         if shapes not in self._shapes:
-            self._shapes[shapes] = self._output_shapes()
-        self._seen[key] += 1
-        # Directly after a run with the same shapes: TensorRT prepares what a shape needs when it first runs it.
-        if self._capturing and self._seen[key] == _STEADY and len(self._graphs) < _MOST_GRAPHS:
-            graph = self._cuda.captured(self._streams.run, self._enqueue)
+            self._shapes[shapes] = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+        if own is not None:
+            # Directly after a run of the same context: TensorRT prepares what a shape needs when it first runs it.
+            graph = self._cuda.captured(self._streams.run, lambda: self._enqueue(own))
             if graph is None:
                 self._capturing = False  # runs as before
             else:
                 self._graphs[key] = graph
         return self._shapes[shapes]
 
-    def _enqueue(self) -> bool:
-        return bool(self._context.execute_async_v3(int(self._streams.run)))
+    def _new_context(self) -> Any:
+        """A context on the shared scratch memory; None where TensorRT cannot make one."""
+        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            return None
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(self._streams.scratch, scratch_bytes(self._engine))
+        else:
+            context.device_memory = self._streams.scratch
+        self._contexts.append(context)
+        return context
+
+    def _enqueue(self, context: Any) -> bool:
+        return bool(context.execute_async_v3(int(self._streams.run)))
 
     def _output_shapes(self) -> dict[str, Shape]:
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
