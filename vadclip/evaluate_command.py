@@ -15,6 +15,7 @@ from vadclip.lists import load_classes, load_list, one_crop, without_missing
 from vadclip.scorers import ModelScorer, open_scorer
 from vadrun.console import version
 from vadrun.errors import UserError
+from vadrun.files import check_place
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--out", type=Path, metavar="DIR", help="write evaluation.json and evaluation.txt here")
     p.add_argument("--pictures", action="store_true", help="draw pictures there too: open its index.html")
-    p.add_argument("--force", action="store_true", help="replace a folder that is already there")
+    p.add_argument("--force", action="store_true", help="replace an evaluation that is already there")
     p.add_argument("--json", action="store_true", help="print the figures as JSON instead of tables")
     p.add_argument("--quiet", action="store_true", help="no progress on stderr")
     b = p.add_argument_group("how to run")
@@ -63,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: an input cannot be used.
     """
-    if arguments.out is not None and arguments.out.exists() and not arguments.force:
-        raise UserError(f"{arguments.out} exists already: name another folder or give --force")
+    if arguments.out is not None:
+        check_place(arguments.out, replace=arguments.force, marks=["evaluation.json"], kind="an evaluation")
     if arguments.pictures:
         if arguments.out is None:
             raise UserError("there is no place for pictures: give a folder to --out")

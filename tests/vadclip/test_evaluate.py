@@ -180,6 +180,20 @@ def test_a_bundle_gives_the_checkpoints_figures(
     assert main(place.arguments(bundles["ucf"], "--out", str(out), "--force")) == 0
 
 
+def test_force_never_takes_what_is_no_evaluation(
+    place: Place, ucf: Golden, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vadclip.evaluate_command.open_scorer", lambda *_, **__: pytest.fail("too late"))
+    precious, file = place.folder / "precious", place.folder / "file"
+    precious.mkdir()
+    (precious / "keep.txt").touch()
+    file.write_text("mine")
+    for out, part in ((precious, "is not an evaluation and not empty, so it is not replaced"), (file, "is a file")):
+        assert main(place.arguments(ucf.checkpoint, "--out", str(out), "--force")) == 2
+        assert part in capsys.readouterr().err
+    assert (precious / "keep.txt").exists() and file.read_text() == "mine"
+
+
 def test_two_annotation_files(place: Place) -> None:
     plain = place.folder / "plain.txt"
     plain.write_text("Fire1 40 200\nFight2 16 100 300 420\n", encoding="utf-8")
