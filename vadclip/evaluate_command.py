@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vadclip.evaluate import classes_of, evaluate, read_test_set, write_evaluation
 from vadclip.groundtruth import COUNTS_COLUMN, read_annotations, read_counts
-from vadclip.lists import load_classes, load_list, one_crop, without_missing
+from vadclip.lists import crop_remark, load_classes, load_list, one_crop, without_missing
 from vadclip.scorers import ModelScorer, open_scorer
 from vadrun.console import version
 from vadrun.errors import UserError
@@ -90,8 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     preset = classes_of(scorer.labels, own)
     listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
     crop = arguments.crop if arguments.crop is not None else preset.centre_crop
+    listed = one_crop(listed, crop)
+    if (remark := crop_remark(listed, crop)) is not None:
+        if arguments.crop is not None:
+            raise UserError(f"{remark}: give another --crop, or extract with --crops 10")
+        print(f"vadclip: {remark}", file=sys.stderr)
     progress = None if arguments.quiet or not sys.stderr.isatty() else _print_progress
-    test = read_test_set(one_crop(listed, crop), preset, scorer.width, annotations, events, counts)
+    test = read_test_set(listed, preset, scorer.width, annotations, events, counts)
     evaluation = evaluate(scorer, test, progress)
     origin = {
         "toolkit": version(),

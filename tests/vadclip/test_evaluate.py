@@ -312,6 +312,15 @@ def test_features_that_are_not_finite(place: Place) -> None:
         evaluate(Oracle(), place.read(), PRESETS["ucf"], read_annotations(place.annotations))
 
 
+def test_a_crop_is_there_or_said(place: Place, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(place.arguments(bundles["ucf"], "--crop", "7")) == 2
+    assert "no crop 7 of 4 of 4 videos" in capsys.readouterr().err
+    place.features("Fire1").rename(place.folder / "features" / "Fire1__0.npy")
+    change_list(place, "Fire1__5", "Fire1__0")
+    assert main(place.arguments(bundles["ucf"])) == 0
+    assert "no crop 5 of 1 of 4 videos (in place of the first: Fire1__0.npy)" in capsys.readouterr().err
+
+
 def test_refused_making(place: Place, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Features that were sampled otherwise than the bundle samples."""
     made = {"encoder": "e", "sampling": Sampling(pick="mean").to_manifest()}
