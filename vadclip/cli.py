@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,9 +95,7 @@ def _add_train(t: argparse.ArgumentParser) -> None:
         help="keep the weights that are best on a part of the list set aside (default), those that are best on the "
         "test list, as the released code does, or the last ones",
     )
-    t.add_argument(
-        "--validation", type=float, default=0.1, metavar="SHARE", help="of the videos that are set aside (default 0.1)"
-    )
+    t.add_argument("--validation", type=float, metavar="SHARE", help="of the videos that are set aside (default 0.1)")
     t.add_argument(
         "--mask-padding", action="store_true", help="exclude padded positions, which the released models do not"
     )
@@ -135,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _extract(arguments: argparse.Namespace) -> int:
-    from vadclip.extract import ExtractOptions, extract, open_encoder, write_list
+    from vadclip.extract import ExtractOptions, check_list, extract, open_encoder, write_list
     from vadclip.lists import read_video_list
     from vadrun.sampling import Sampling
     from vadrun.sources import named_videos
@@ -143,6 +142,8 @@ def _extract(arguments: argparse.Namespace) -> int:
     lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
     if len({path.name for path in lists}) < len(lists):
         raise UserError("two lists have one name, and so would the lists of their features: rename one")
+    for path in lists:
+        check_list(arguments.out / path.name, path)
     listed = [video for rows in lists.values() for video, _ in rows]
     videos = named_videos([*(path for path in arguments.source if path not in lists), *listed])
     sampling = Sampling(
@@ -185,7 +186,7 @@ def _extract(arguments: argparse.Namespace) -> int:
 class _Training:
     """What ``train`` and ``ablate`` have in common: inputs that are checked, and runs."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, designs: Sequence[Design] = ()) -> None:
         from vadclip.checkpoint import load_clip
         from vadclip.clip import pretrained
         from vadclip.device import find_device
@@ -194,9 +195,12 @@ class _Training:
         from vadclip.presets import get_preset
         from vadclip.recipes import get_recipe
         from vadclip.sidecar import check_clip
+        from vadclip.train import new_config
 
         if (arguments.dataset is None) == (arguments.classes is None):
             raise UserError("the classes are not clear: give either --dataset (ucf or xd) or --classes FILE")
+        if arguments.validation is not None and arguments.select != "validation":
+            raise UserError(f"--select {arguments.select} sets no videos aside: leave --validation out")
         self.arguments = arguments
         self.preset = load_classes(arguments.classes) if arguments.classes else get_preset(arguments.dataset)
         given = {name: getattr(arguments, name) for name in ("epochs", "batch", "lr")}
@@ -206,6 +210,8 @@ class _Training:
         source = Path(arguments.clip)
         self.clip = load_clip(source) if source.exists() or source.suffix else pretrained(arguments.clip)
         check_clip(self.listed.paths, clip_name(arguments.clip))
+        for design in designs or (None,):
+            new_config(self.preset, self.clip, design)  # a label that is too long is found now
         self.device = str(find_device(arguments.device))
         self.test = self._test_set() if arguments.test_list else None
         if arguments.select == "test" and self.test is None:
@@ -214,20 +220,26 @@ class _Training:
     def _test_set(self) -> TestSet:
         """The test list, checked before hours of training and not after."""
         from vadclip.clip import clip_sizes
+        from vadclip.features import read_features
         from vadclip.groundtruth import read_annotations
-        from vadclip.lists import load_list, one_crop, without_missing
+        from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
         from vadclip.sidecar import check_test_features, common_settings
 
         arguments = self.arguments
         if arguments.annotations is None:
             raise UserError("a test list says nothing without its truth: give --annotations")
         listed, _ = without_missing(load_list(arguments.test_list, self.preset, arguments.root))
+        check_apart(self.listed, listed)
         annotations = read_annotations(arguments.annotations)
         events = None if arguments.events is None else read_annotations(arguments.events)
         width = clip_sizes(self.clip.state_dict())[1]
         listed = one_crop(listed, self.preset.centre_crop)
+        if (remark := crop_remark(listed, self.preset.centre_crop)) is not None:
+            print(f"vadclip: {remark}", file=sys.stderr)
         test = evaluate.read_test_set(listed, self.preset, width, annotations, events)
         check_test_features(test.settings, common_settings(self.listed.paths), "the training list")
+        for path in listed.paths:
+            read_features(path, width)  # NaN too is found now
         return test
 
     def run(self, design: Design | None, seed: int, out: Path) -> Result:
@@ -255,7 +267,7 @@ class _Training:
             replace(self.recipe, seed=seed),
             select=arguments.select,
             scorer=scorer,
-            validation=arguments.validation,
+            validation=0.1 if arguments.validation is None else arguments.validation,
             crop=self.preset.centre_crop,
             allow_missing=arguments.allow_missing,
             device=self.device,
@@ -294,7 +306,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("ablations run in one process: start vadclip ablate without torchrun")
     rows = chosen_rows(arguments.table, arguments.rows)
-    training = _Training(arguments)
+    training = _Training(arguments, [design for _, _, design in rows])
     print(report(ablate(rows, arguments.seeds, training.evaluated, arguments.out)))
     print(f"\ntables in {arguments.out / 'ablation.md'}, runs in {arguments.out / 'runs'}")
     return 0

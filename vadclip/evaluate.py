@@ -285,7 +285,7 @@ def evaluate(scorer: Scorer, test: TestSet, progress: Progress | None = None) ->
     Raises:
         UserError: the features were made otherwise than the model's, or a feature file's numbers cannot be used.
     """
-    check_test_features(test.settings, scorer.feature_settings, "the model")
+    check_test_features(test.settings, scorer.feature_settings, "the model", scorer.sha256)
     names, listed = test.class_names, test.listed
     classes = [tuple(names[c] for c in np.flatnonzero(row)) for row in listed.targets]
     scored = []

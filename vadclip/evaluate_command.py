@@ -11,10 +11,11 @@ from pathlib import Path
 
 from vadclip.evaluate import classes_of, evaluate, read_test_set, write_evaluation
 from vadclip.groundtruth import COUNTS_COLUMN, read_annotations, read_counts
-from vadclip.lists import load_classes, load_list, one_crop, without_missing
+from vadclip.lists import crop_remark, load_classes, load_list, one_crop, without_missing
 from vadclip.scorers import ModelScorer, open_scorer
 from vadrun.console import version
 from vadrun.errors import UserError
+from vadrun.files import check_place
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--out", type=Path, metavar="DIR", help="write evaluation.json and evaluation.txt here")
     p.add_argument("--pictures", action="store_true", help="draw pictures there too: open its index.html")
-    p.add_argument("--force", action="store_true", help="replace a folder that is already there")
+    p.add_argument("--force", action="store_true", help="replace an evaluation that is already there")
     p.add_argument("--json", action="store_true", help="print the figures as JSON instead of tables")
     p.add_argument("--quiet", action="store_true", help="no progress on stderr")
     b = p.add_argument_group("how to run")
@@ -63,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: an input cannot be used.
     """
-    if arguments.out is not None and arguments.out.exists() and not arguments.force:
-        raise UserError(f"{arguments.out} exists already: name another folder or give --force")
+    if arguments.out is not None:
+        check_place(arguments.out, replace=arguments.force, marks=["evaluation.json"], kind="an evaluation")
     if arguments.pictures:
         if arguments.out is None:
             raise UserError("there is no place for pictures: give a folder to --out")
@@ -89,8 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     preset = classes_of(scorer.labels, own)
     listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
     crop = arguments.crop if arguments.crop is not None else preset.centre_crop
+    listed = one_crop(listed, crop)
+    if (remark := crop_remark(listed, crop)) is not None:
+        if arguments.crop is not None:
+            raise UserError(f"{remark}: give another --crop, or extract with --crops 10")
+        print(f"vadclip: {remark}", file=sys.stderr)
     progress = None if arguments.quiet or not sys.stderr.isatty() else _print_progress
-    test = read_test_set(one_crop(listed, crop), preset, scorer.width, annotations, events, counts)
+    test = read_test_set(listed, preset, scorer.width, annotations, events, counts)
     evaluation = evaluate(scorer, test, progress)
     origin = {
         "toolkit": version(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -113,6 +114,26 @@ def extract(
         if damage is not None:
             report.damaged.append(damage)
     return report
+
+
+def check_list(path: Path, source: Path) -> None:
+    """Refuse to write the list of the features of the videos in ``source`` over anything but such a list.
+
+    Raises:
+        UserError: ``path`` is the list of videos itself, or something that :func:`write_list` has not written.
+    """
+    if not path.exists():
+        return
+    if path.samefile(source):
+        raise UserError(
+            f"the list of features would take the place of {source}, the list of videos: give another --out"
+        )
+    try:
+        header, *rows = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        header, rows = "", []
+    if header != "path,label" or not all(re.match(r'"?[^/\\]+__\d\.npy"?,', row) for row in rows):
+        raise UserError(f"{path} is in the way of the list of features and is no such list: give another --out")
 
 
 def write_list(path: Path, videos: Sequence[tuple[Path, str]], crops: int) -> int:

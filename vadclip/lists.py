@@ -7,6 +7,7 @@ row for each (``NAME__0.npy`` to ``NAME__9.npy``).
 from __future__ import annotations
 
 import csv
+import filecmp
 import hashlib
 import json
 import re
@@ -146,11 +147,16 @@ def _places(path: Path, texts: Sequence[str], root: str | Path | None) -> tuple[
     return tuple(place(text) for text in texts)
 
 
-def without_missing(listed: FeatureList, allow_missing: bool = False) -> tuple[FeatureList, int]:
+def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> tuple[FeatureList, int]:
     """The files of a list that exist, and how many do not.
 
+    Args:
+        listed: the list.
+        allow_missing: whether some may be missing; None where the user has no such choice, as of a test list, whose
+            figures would then be of other videos.
+
     Raises:
-        UserError: some are missing and ``allow_missing`` is false, or none is there.
+        UserError: some are missing and ``allow_missing`` is not true, or none is there.
     """
     there = [index for index, path in enumerate(listed.paths) if path.is_file()]
     missing = len(listed) - len(there)
@@ -161,8 +167,34 @@ def without_missing(listed: FeatureList, allow_missing: bool = False) -> tuple[F
     if not there:
         raise UserError(f"{what}: name the folder they are in as the root")
     if not allow_missing:
-        raise UserError(f"{what}: name the root they moved to, or allow missing files to go on without them")
+        way = "take them off the list" if allow_missing is None else "allow missing files to go on without them"
+        raise UserError(f"{what}: name the root they moved to, or {way}")
     return listed.subset(there), missing
+
+
+def check_apart(training: FeatureList, test: FeatureList) -> None:
+    """Refuse a test list of videos that are trained on: the same files, or copies of them in another folder.
+
+    Videos in different folders may have one name; they are the same if so are the features of one crop, byte by byte.
+
+    Raises:
+        UserError: some are in both; the sentence counts them and names the first.
+    """
+    known: dict[tuple[str, int | None], list[Path]] = {}
+    for path, video, crop in zip(training.paths, training.videos, training.crops, strict=True):
+        known.setdefault((Path(video).name, crop), []).append(path)
+    trained = {str(Path(video).resolve()) for video in training.videos}
+    both = []
+    for path, video, crop in zip(test.paths, test.videos, test.crops, strict=True):
+        copies = (other for other in known.get((Path(video).name, crop), ()) if other.is_file())
+        if str(Path(video).resolve()) in trained or any(filecmp.cmp(path, other, shallow=False) for other in copies):
+            both.append(video)
+    both = list(dict.fromkeys(both))
+    if both:
+        raise UserError(
+            f"{test.source} tests on {len(both)} of {len(set(test.videos))} videos that {training.source} trains on,"
+            f" the first is {both[0]}: take them off one of the lists"
+        )
 
 
 def split_by_video(listed: FeatureList, fraction: float, seed: int) -> tuple[FeatureList, FeatureList]:
@@ -204,6 +236,20 @@ def one_crop(listed: FeatureList, crop: int) -> FeatureList:
         if video not in rows or number == crop:
             rows[video] = index
     return listed.subset(sorted(rows.values()))
+
+
+def crop_remark(chosen: FeatureList, crop: int) -> str | None:
+    """What :func:`one_crop` took in place of the crop that it was to take, in a sentence; None if it took that one.
+
+    A file without a crop's number is taken for the plain centre, crop 0.
+    """
+    other = [index for index, number in enumerate(chosen.crops) if (number or 0) != crop]
+    if not other:
+        return None
+    return (
+        f"{chosen.source} has no crop {crop} of {len(other)} of {len(chosen)} videos"
+        f" (in place of the first: {chosen.paths[other[0]].name})"
+    )
 
 
 def load_classes(path: str | Path) -> Preset:

@@ -79,13 +79,16 @@ def differing(one: FeatureSettings, other: FeatureSettings) -> str | None:
     return None
 
 
-def check_test_features(settings: FeatureSettings | None, trained: FeatureSettings | None, what: str) -> None:
+def check_test_features(
+    settings: FeatureSettings | None, trained: FeatureSettings | None, what: str, sha256: str | None = None
+) -> None:
     """Refuse test features that frames cannot be told from, or that were made in another way than the model's.
 
     Args:
         settings: of the test features.
         trained: what the model was trained on or, of a bundle, what it runs with.
         what: the model, for the message.
+        sha256: of the model's own checkpoint, whose CLIP may have made the test features.
 
     Raises:
         UserError: they do not fit.
@@ -100,7 +103,13 @@ def check_test_features(settings: FeatureSettings | None, trained: FeatureSettin
         )
     if trained is None:
         return
-    for key in ("sampling", "preprocessing"):  # a bundle's encoder has another name than the checkpoint's
+    made_by, wanted = str(settings.get("encoder", "")), str(trained.get("encoder", ""))
+    if made_by and wanted and not _same_encoder(made_by, wanted) and _identity(made_by) != [sha256, "fp32"]:
+        raise UserError(
+            f"the test features were made by the CLIP {made_by!r}, but {what} wants those of {wanted!r}: extract them"
+            " with the same --encoder"
+        )
+    for key in ("sampling", "preprocessing"):
         if key in trained and settings.get(key, trained[key]) != trained[key]:
             raise UserError(
                 f"the test features were made with {key} {json.dumps(settings[key])}, but {what} wants"
@@ -119,8 +128,19 @@ def check_clip(paths: Iterable[Path], name: str) -> None:
         UserError: they were made by another one, or in several ways.
     """
     made_by = str((common_settings(paths) or {}).get("encoder", name))
-    what, *identity = made_by.rsplit(" ", 2)  # a file's name, which may change, SHA-256 and arithmetic
-    if not what.endswith(".onnx") and identity != name.rsplit(" ", 2)[1:]:
+    if not _same_encoder(made_by, name):
         raise UserError(
             f"the features were made by the CLIP {made_by!r}, but --clip is {name!r}: name the CLIP that made them"
         )
+
+
+def _identity(encoder: str) -> list[str | None]:
+    """SHA-256 (or open_clip's tag) and arithmetic: without the file's name, which may change."""
+    return [*encoder.rsplit(" ", 2)[1:]]
+
+
+def _same_encoder(one: str, other: str) -> bool:
+    """Whether two may be the same: a bundle's graph cannot be compared with anything."""
+    if any(name.rsplit(" ", 2)[0].endswith(".onnx") for name in (one, other)):
+        return True
+    return _identity(one) == _identity(other)

@@ -29,10 +29,11 @@ from vadclip.checkpoint import save_checkpoint
 from vadclip.clip import clip_sizes
 from vadclip.config import Design, ModelConfig
 from vadclip.data import FeatureStore, Fetcher, Progress, ahead, epoch_rows, open_store
-from vadclip.lists import FeatureList, one_crop, split_by_video, without_missing
+from vadclip.lists import FeatureList, crop_remark, one_crop, split_by_video, without_missing
 from vadclip.losses import vadclip_losses
 from vadclip.model import VadCLIP
 from vadclip.presets import Preset
+from vadclip.prompt import tokenize
 from vadclip.ranks import Ranks, join, leave
 from vadclip.recipes import Recipe
 from vadclip.selection import Scorer, video_scorer
@@ -70,25 +71,37 @@ def new_model(
         mask_padding: exclude padded positions everywhere, as the released models do not.
 
     Raises:
-        UserError: the CLIP's sizes do not fit.
+        UserError: as of :func:`new_config`.
+    """
+    config = new_config(preset, clip, design, mask_padding=mask_padding)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VadCLIP(config, clip)
+
+
+def new_config(
+    preset: Preset, clip: nn.Module, design: Design | None = None, *, mask_padding: bool = False
+) -> ModelConfig:
+    """The configuration of :func:`new_model`'s model.
+
+    Raises:
+        UserError: the CLIP's sizes do not fit, or a label has no tokens or too many.
     """
     sizes, width = clip_sizes(clip.state_dict())
     design = design or Design()
-    anomaly = preset.anomaly if design.branches == "both" else design.branches
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = ModelConfig(
-            width,
-            preset.window,
-            preset.layers,
-            preset.labels,
-            anomaly,
-            preset.heads,
-            clip=sizes,
-            design=design,
-            mask_padding=mask_padding,
-        )
-        return VadCLIP(config, clip)
+    config = ModelConfig(
+        width,
+        preset.window,
+        preset.layers,
+        preset.labels,
+        preset.anomaly if design.branches == "both" else design.branches,
+        preset.heads,
+        clip=sizes,
+        design=design,
+        mask_padding=mask_padding,
+    )
+    tokenize(config.labels, config)
+    return config
 
 
 @dataclass
@@ -383,6 +396,8 @@ def train(
     if select == "validation":
         listed, held = split_by_video(listed, validation, recipe.seed)
         held = one_crop(held, crop)
+        if (remark := crop_remark(held, crop)) is not None:
+            say(remark)
         say(f"weights are selected on {len(held)} videos of the training list, which are not trained on")
     elif select == "test":
         say("weights are selected on the TEST list, as the released code does: the test score is then optimistic")

@@ -273,11 +273,10 @@ def _ranges(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from vadcalibrate.report import write_report
     from vadrun.calibration import Calibration
-    from vadrun.files import whole_directory
+    from vadrun.files import check_place, whole_directory
 
     calibration = Calibration.read(arguments.calibration)
-    if arguments.out.exists() and not arguments.force:
-        raise UserError(f"{arguments.out} exists already: name another folder or give --force")
+    check_place(arguments.out, replace=arguments.force, marks=["alarms.png", "gate.png"], kind="a report")
     with whole_directory(arguments.out, replace=True) as folder:
         write_report(calibration, folder)
     print(f"report in {arguments.out}: open its index.html")

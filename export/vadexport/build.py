@@ -28,7 +28,7 @@ from vadexport.reference import answer, class_embeddings
 from vadrun.bundle import Bundle, ModelInfo, write_manifest
 from vadrun.console import version
 from vadrun.errors import UserError
-from vadrun.files import whole_directory
+from vadrun.files import check_place, whole_directory
 from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 
@@ -78,7 +78,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
     """
     if options.precision not in PRECISIONS:
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
-    _check_place(options)
+    check_place(options.out, replace=options.force, marks=["manifest.json"], kind="a bundle")
     ranges = _ranges(options)
     chosen_by = ranges if ranges is None or options.probe else replace(ranges, frames=ranges.frames[::2])
 
@@ -179,19 +179,6 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             raise ParityError(verification.table())
         certificate.write(folder, verification, Bundle.open(folder).sha256)
     return verification
-
-
-def _check_place(options: BuildOptions) -> None:
-    """Refuse a place that is taken before any work is done for it."""
-    if not options.out.exists():
-        return
-    if not options.force:
-        raise UserError(f"{options.out} exists already: give --force to replace it, or another --out")
-    if not options.out.is_dir():
-        raise UserError(f"{options.out} is a file: give a folder to --out")
-    if not (options.out / "manifest.json").is_file() and any(options.out.iterdir()):
-        # --force is for bundles; it must not cost anyone a folder of something else.
-        raise UserError(f"{options.out} is not a bundle and not empty, so it is not replaced: give another --out")
 
 
 def _named(design: Design) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,29 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     write_text(path, text.getvalue())
 
 
+def check_place(folder: Path, *, replace: bool, marks: Sequence[str], kind: str) -> None:
+    """Refuse a place for a folder of results that is taken, before any work is done for it.
+
+    Args:
+        folder: where the results are to go.
+        replace: whether the user allows what is there to be replaced; that is for results of the same kind, and must
+            not cost anyone a folder of something else.
+        marks: names of files, one of which every folder of this kind has.
+        kind: what such a folder is, for the sentence: "a bundle".
+
+    Raises:
+        UserError: the place is taken.
+    """
+    if not folder.exists():
+        return
+    if not replace:
+        raise UserError(f"{folder} exists already: give --force to replace it, or another --out")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder to --out")
+    if not any((folder / mark).is_file() for mark in marks) and any(folder.iterdir()):
+        raise UserError(f"{folder} is not {kind} and not empty, so it is not replaced: give another --out")
+
+
 @contextmanager
 def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
     """Give a temporary directory beside ``target`` that takes its place when the block ends well.
@@ -60,11 +83,13 @@ def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
     On any exception (an interrupt too) the temporary directory is removed and ``target`` stays as it was.
 
     Raises:
-        UserError: the place cannot be written to (a full disk too, whenever it shows), or ``target`` exists and
+        UserError: the place cannot be written to (a full disk too, whenever it shows), or ``target`` is a file, or exists and
             ``replace`` is false.
     """
     if target.exists() and not replace:
         raise UserError(f"{target} exists already: name another place or allow it to be replaced")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file: name a folder")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))

@@ -66,6 +66,8 @@ def test_from_videos_to_a_report(bundles: dict[str, Path], recordings: Path, tmp
     assert "Calibration of gate" in page and all(name in page for name in names - {"index.html"})
     assert "exists already" in refused(capsys, main(["report", str(out), "--out", str(report)]))
     assert main(["report", str(out), "--out", str(report), "--force"]) == 0
+    (report / "alarms.png").unlink()  # as in a folder of something else
+    assert "is not a report" in refused(capsys, main(["report", str(out), "--out", str(report), "--force"]))
 
 
 def test_results_of_vadrun_are_footage_too(

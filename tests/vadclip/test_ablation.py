@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.golden import Golden
-from tests.vadclip.test_train import toy_model, toy_set
+from tests.vadclip.test_train import WIDTH, toy_model, toy_set
 from vadclip import VadCLIP, load_checkpoint, save_checkpoint
 from vadclip.ablation import TABLES, chosen_rows
 from vadclip.cli import main
@@ -183,6 +184,22 @@ def test_from_a_list_to_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture
     assert float(best) == pytest.approx(figures["auc"], abs=1e-4)
 
     # What is wrong with the test list is found before anything is trained.
+    late = ["ablate", *common, "--select", "last", "--out", tmp_path / "late"]
+    late[late.index(tmp_path / "test.csv")] = tmp_path / "train.csv"
+    assert main([str(part) for part in late]) == 2
+    assert "tests on 24 of 24 videos that" in capsys.readouterr().err
+    features = np.load(last := parts["test"][0].paths[-1])
+    np.save(last, np.where(np.arange(WIDTH) == 3, np.nan, features).astype(np.float16))
+    late[late.index("--test-list") + 1] = tmp_path / "test.csv"
+    assert main([str(part) for part in late]) == 2
+    assert "has NaN or infinite numbers" in capsys.readouterr().err
+    (tmp_path / "classes.json").write_text(
+        json.dumps({"classes": {"normal": "normal", "fire": "fire " * 60, "fight": "f"}})
+    )
+    assert main([str(part) for part in late]) == 2
+    assert "has 60 tokens, but only" in capsys.readouterr().err
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": ["normal", "fire", "fight"]}))
+    np.save(last, features)
     (tmp_path / "truth.csv").write_text("video,label,start,end\nv001,fire,0,999999\n")
     late = ["ablate", *common, "--select", "last", "--out", tmp_path / "late"]
     assert main([str(part) for part in late]) == 2

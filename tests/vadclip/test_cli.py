@@ -77,6 +77,7 @@ def test_from_videos_to_a_bundle(ucf: Golden, tmp_path: Path, capsys: pytest.Cap
         (["--dataset", "ucf", "--recipe", "secret"], "unknown recipe 'secret'"),
         (["--dataset", "ucf", "--epochs", "0"], "epochs is 0"),
         (["--dataset", "ucf"], "list.csv"),
+        (["--dataset", "ucf", "--select", "last", "--validation", "0.2"], "sets no videos aside"),
     ],
 )
 def test_training_refuses_in_one_sentence(

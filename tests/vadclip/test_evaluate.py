@@ -180,6 +180,20 @@ def test_a_bundle_gives_the_checkpoints_figures(
     assert main(place.arguments(bundles["ucf"], "--out", str(out), "--force")) == 0
 
 
+def test_force_never_takes_what_is_no_evaluation(
+    place: Place, ucf: Golden, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vadclip.evaluate_command.open_scorer", lambda *_, **__: pytest.fail("too late"))
+    precious, file = place.folder / "precious", place.folder / "file"
+    precious.mkdir()
+    (precious / "keep.txt").touch()
+    file.write_text("mine")
+    for out, part in ((precious, "is not an evaluation and not empty, so it is not replaced"), (file, "is a file")):
+        assert main(place.arguments(ucf.checkpoint, "--out", str(out), "--force")) == 2
+        assert part in capsys.readouterr().err
+    assert (precious / "keep.txt").exists() and file.read_text() == "mine"
+
+
 def test_two_annotation_files(place: Place) -> None:
     plain = place.folder / "plain.txt"
     plain.write_text("Fire1 40 200\nFight2 16 100 300 420\n", encoding="utf-8")
@@ -296,6 +310,15 @@ def test_features_that_are_not_finite(place: Place) -> None:
     np.save(place.features("Fight2"), features)
     with pytest.raises(UserError, match=r"Fight2__5.npy has NaN or infinite numbers in 2 of 29 snippets"):
         evaluate(Oracle(), place.read(), PRESETS["ucf"], read_annotations(place.annotations))
+
+
+def test_a_crop_is_there_or_said(place: Place, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(place.arguments(bundles["ucf"], "--crop", "7")) == 2
+    assert "no crop 7 of 4 of 4 videos" in capsys.readouterr().err
+    place.features("Fire1").rename(place.folder / "features" / "Fire1__0.npy")
+    change_list(place, "Fire1__5", "Fire1__0")
+    assert main(place.arguments(bundles["ucf"])) == 0
+    assert "no crop 5 of 1 of 4 videos (in place of the first: Fire1__0.npy)" in capsys.readouterr().err
 
 
 def test_refused_making(place: Place, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,29 @@ def test_the_sidecar_tells_the_encoder(footage: Path, bundles: dict[str, Path], 
     assert sidecar["sampling"]["pick"] == "middle" and sidecar["preprocessing"]["resize"] == [97, 73]
 
 
+def test_a_list_of_features_takes_no_other_files_place(
+    footage: Path,
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "a.mp4").write_bytes((footage / "a.mp4").read_bytes())
+    listed, other = tmp_path / "train.csv", tmp_path / "out" / "train.csv"
+    listed.write_text("path,label\na.mp4,Normal\n")
+    other.parent.mkdir()
+    other.write_text("path,label\nb.mp4,Normal\n")
+    command = (listed, "--encoder", bundles["ucf"], "--out")
+    with monkeypatch.context() as patch:
+        patch.setattr("vadclip.extract.open_encoder", lambda *_, **__: pytest.fail("too late"))
+        assert run(*command, tmp_path) == 2
+        assert "would take the place of" in capsys.readouterr().err
+        assert run(*command, other.parent) == 2
+        assert "in the way of the list of features" in capsys.readouterr().err
+    assert listed.read_text() == "path,label\na.mp4,Normal\n" and other.read_text() == "path,label\nb.mp4,Normal\n"
+    assert [run(*command, tmp_path / "new") for _ in range(2)] == [0, 0]  # its own list is written again
+
+
 def test_normalisation_is_clips() -> None:
     image = normalise(np.full((1, 2, 2, 3), 255, np.uint8))
     assert torch.allclose(image[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4)

@@ -1,11 +1,21 @@
 """Training lists: the authors' forms, moved files, classes of one's own, and what is wrong said at once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vadclip.lists import FeatureList, load_classes, load_list, one_crop, split_by_video, without_missing
+from vadclip.lists import (
+    FeatureList,
+    check_apart,
+    crop_remark,
+    load_classes,
+    load_list,
+    one_crop,
+    split_by_video,
+    without_missing,
+)
 from vadclip.presets import PRESETS, Preset
 from vadrun.errors import UserError
 
@@ -60,6 +70,10 @@ def test_moved_files_are_found_below_the_root(tmp_path: Path) -> None:
     assert listed.paths[:2] == (first, second)
     with pytest.raises(UserError, match=rf"1 of 3 feature files are missing, the first is {root}/.*gone\.npy: name"):
         without_missing(listed)
+    with pytest.raises(UserError, match=r"or take them off the list$"):
+        without_missing(listed)
+    with pytest.raises(UserError, match=r"or allow missing files to go on without them$"):
+        without_missing(listed, allow_missing=False)
     kept, missing = without_missing(listed, allow_missing=True)
     assert (kept.paths, missing) == ((first, second), 1)
 
@@ -126,6 +140,36 @@ def test_too_few_videos_to_set_some_aside() -> None:
 def test_one_crop_of_each_video() -> None:
     listed = made({"n": "Normal", "a": "Abuse"}, crops=6).subset([0, 1, 5, 6, 7])
     assert [path.name for path in one_crop(listed, 5).paths] == ["n__5.npy", "a__0.npy"]
+
+
+def test_a_crop_that_is_not_there_is_said() -> None:
+    listed = made({"n": "Normal", "a": "Abuse"}, crops=6).subset([0, 1, 5, 6, 7])
+    assert crop_remark(one_crop(listed, 0), 0) is None
+    said = crop_remark(one_crop(listed, 5), 5)
+    assert said == "made has no crop 5 of 1 of 2 videos (in place of the first: a__0.npy)"
+    plain = replace(listed, paths=tuple(Path(f"/f/v{i}.npy") for i in range(5)))
+    assert crop_remark(plain, 0) is None and "no crop 5 of 5" in str(crop_remark(plain, 5))
+
+
+def test_videos_that_are_trained_on_are_not_tested_on(tmp_path: Path) -> None:
+    def listed(folder: str, names: str, content: str) -> FeatureList:
+        one = made({name: "Abuse" for name in names}, crops=1)
+        one = replace(one, source=folder, paths=tuple(tmp_path / folder / path.name for path in one.paths))
+        for path in one.paths:
+            touched(path).write_text(content)
+        return one
+
+    training = listed("train", "abc", "one")
+    check_apart(training, listed("test", "bcd", "other"))  # of the same names, but other videos
+    with pytest.raises(
+        UserError, match=r"copy tests on 2 of 3 videos that train trains on, the first is .*copy/b: take"
+    ):
+        check_apart(training, listed("copy", "bcd", "one"))
+    crop = replace(
+        training, source="crops", paths=tuple(path.with_name(f"{path.name[0]}__5.npy") for path in training.paths)
+    )
+    with pytest.raises(UserError, match=r"crops tests on 3 of 3 videos"):
+        check_apart(training, crop)
 
 
 def test_own_classes(tmp_path: Path) -> None:

@@ -65,7 +65,11 @@ def test_a_sidecar_that_does_not_read(tmp_path: Path) -> None:
 def test_test_features_fit_the_model() -> None:
     check_test_features(None, MADE, "the model")
     check_test_features(MADE, None, "the model")
-    check_test_features({**MADE, "encoder": "the bundle's"}, MADE, "the model")
+    check_test_features({**MADE, "encoder": "encoder.fp32.onnx abd fp32"}, MADE, "the model")
+    check_test_features({**MADE, "encoder": "renamed.pth abc fp32"}, MADE, "the model")
+    check_test_features({**MADE, "encoder": "best.safetensors abd fp32"}, MADE, "the model", sha256="abd")
+    with pytest.raises(UserError, match=r"made by the CLIP 'clip.safetensors abd fp32', but the model wants those of"):
+        check_test_features({**MADE, "encoder": "clip.safetensors abd fp32"}, MADE, "the model", sha256="abe")
     with pytest.raises(UserError, match=r"made with sampling .*first.* but the model wants .*middle"):
         check_test_features({**MADE, "sampling": Sampling(pick="first").to_manifest()}, MADE, "the model")
     by_time = Sampling(by="time", seconds=0.5).to_manifest()

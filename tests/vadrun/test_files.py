@@ -30,6 +30,14 @@ def test_an_interrupted_directory_leaves_the_old_one(tmp_path: Path, error: type
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_file_is_never_taken_for_a_directory(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    target.write_text("mine")
+    with pytest.raises(UserError, match="is a file"), whole_directory(target, replace=True):
+        pytest.fail("too late")
+    assert target.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_replacing_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     target = tmp_path / "b"
     target.mkdir()
