@@ -75,7 +75,7 @@ def test_results_of_vadrun_are_footage_too(
     assert (
         vadrun([str(recordings), "--engine", str(bundle), "--backend", "onnxruntime:cpu", "--out", str(results)]) == 0
     )
-    rate = ("--false-alarms-per-day", 3e4, "--json", "--quiet")
+    rate = ("--false-alarms-per-day", 2e5, "--json", "--quiet")
     documents = []
     for name, source in (("a", results), ("b", recordings)):
         capsys.readouterr()
