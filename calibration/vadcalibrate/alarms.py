@@ -2,21 +2,21 @@
 
 An alarm is an event of a class as the runtime finds it: a stretch at or above the release level that reaches the
 threshold and is long enough, where stretches of one class that are nearer than the merge gap are one. Alarms come in
-bursts that start at random (a Poisson process), whose rate may change with the hour of the day as long as the footage has
-all hours in the same shares as the days to come. What belongs to one burst may depend on each other in any way.
+bursts that start at random (a Poisson process), whose rate may change with the hour of the day as long as the footage
+has all hours in the same shares as the days to come. What belongs to one burst may depend on each other in any way.
 
 Thresholds begin at the top, where nothing alarms, and are lowered level by level, always that of the class with the
-fewest alarms so far, until the next step would bring one alarm too many: more than those whose upper limit is the wanted
-rate. On a clock that runs with the expected number of bursts, bursts come at unit rate whatever class is lowered next,
-as long as that depends only on alarms that are counted already. The clock's reading when one too many comes has the
-same distribution as for one threshold, so looking at the footage to choose costs no confidence.
+fewest alarms so far, until the next step would bring one alarm too many: more than those whose upper limit is the
+wanted rate. On a clock that runs with the expected number of bursts, bursts come at unit rate whatever class is
+lowered next, as long as that depends only on alarms that are counted already. The clock's reading when one too many
+comes has the same distribution as for one threshold, so looking at the footage to choose costs no confidence.
 
 How large bursts are, the footage has to say. The index of dispersion is taken of counts in stretches of four hours, or
 of a twentieth of shorter footage, at the highest level at which there are a hundred alarms (and no fewer than may be
 allowed); every limit is widened by its upper limit, not only where bursts are evident: a few alarms look independent
-whatever they are. This assumes that bursts are over within a stretch, that their sizes are no more uneven than geometric
-ones, and that they are no larger at higher levels. With fewer than 30 alarms at any level bursts cannot be judged; what
-is bounded then is the rate of bursts, however many alarms each may hold.
+whatever they are. This assumes that bursts are over within a stretch, that their sizes are no more uneven than
+geometric ones, and that they are no larger at higher levels. With fewer than 30 alarms at any level bursts cannot be
+judged; what is bounded then is the rate of bursts, however many alarms each may hold.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vadcalibrate.footage import Footage
+from vadcalibrate.footage import Footage, plural
 from vadcalibrate.rates import Dispersion, days_needed, dispersion, most_events, rate_above
 from vadrun.errors import UserError
 from vadrun.events import EventRule
@@ -289,11 +289,6 @@ def duration(days: float) -> str:
     if hours >= 48:
         return f"{days:.1f} days"
     return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
-
-
-def plural(count: int, name: str) -> str:
-    """A count with its noun."""
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _up(value: float) -> float:

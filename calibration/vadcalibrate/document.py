@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vadcalibrate.alarms import DAY, Moment, Thresholds, duration, levels, plural
-from vadcalibrate.footage import Footage
+from vadcalibrate.alarms import DAY, Moment, Thresholds, duration, levels
+from vadcalibrate.footage import Footage, plural
 from vadcalibrate.labelled import Outcome
 from vadcalibrate.probability import Fitted
 from vadcalibrate.rates import days_needed, rate_above, rate_below
@@ -25,9 +25,10 @@ _HIGH = 0.95  # a threshold above it finds next to nothing
 METHOD = (
     "Alarms are the runtime's events of a class; those of one class that are nearer than the merge gap are one. "
     "Alarms come in bursts that start at random, as frequent at any hour as in this footage. Thresholds were lowered "
-    "level by level, always that of the class with the fewest alarms, until one more would be too many by the (Garwood) "
-    "upper limit. Limits are widened by the upper limit of the index of dispersion, which assumes that bursts are over "
-    "within the stretches of time that it is of, no more uneven than geometric in size, and no larger at higher levels. "
+    "level by level, always that of the class with the fewest alarms, until one more would be too many by the "
+    "(Garwood) upper limit. Limits are widened by the upper limit of the index of dispersion, which assumes that "
+    "bursts are over within the stretches of time that it is of, no more uneven than geometric in size, and no larger "
+    "at higher levels. "
     "Where it cannot be judged, limits are of bursts, whatever number of alarms each holds."
 )
 
@@ -163,8 +164,9 @@ def summary(value: dict[str, Any]) -> str:
             )
     if value["reliability"] is not None:
         before, after = value["reliability"]["before"], value["reliability"]["after"]
+        clips = plural(value["reliability"]["clips"], "clip")
         lines.append(
-            f"probabilities by {value['probabilities']['method']} from {plural(value['reliability']['clips'], 'clip')}: "
+            f"probabilities by {value['probabilities']['method']} from {clips}: "
             f"calibration error {before['error']:.3f} before, {after['error']:.3f} after (clips that were held out)"
         )
     return "\n".join(lines)
