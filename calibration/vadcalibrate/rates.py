@@ -64,9 +64,9 @@ class Dispersion:
 def dispersion(counts: Sequence[int], seconds: float, confidence: float) -> Dispersion | None:
     """Fisher's index of dispersion of counts in equal stretches; None for fewer than 30 events or 10 stretches.
 
-    The upper limit is that of a variance by chi squared. Counts of bursts have heavy tails, which leave fewer degrees of
-    freedom than there are stretches: ``1 / f = 1 / (stretches - 1) + 1 / bursts``, with ``events / index`` bursts. For
-    bursts of geometric sizes that start at random it covers the true index in 96% or more where 95% are asked for
+    The upper limit is that of a variance by chi squared. Counts of bursts have heavy tails, which leave fewer degrees
+    of freedom than there are stretches: ``1 / f = 1 / (stretches - 1) + 1 / bursts``, with ``events / index`` bursts.
+    For bursts of geometric sizes that start at random it covers the true index in 96% or more where 95% are asked for
     (20 to 180 stretches, 30 to 300 events, mean sizes of 1 to 5).
     """
     values = np.asarray(counts, np.float64)

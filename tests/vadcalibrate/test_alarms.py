@@ -167,7 +167,9 @@ def test_footage_too_short_for_its_bursts_is_refused() -> None:
     scores = np.full((1440, 2), 0.001)
     for begin in (100, 400, 700, 1000):
         scores[begin : begin + 20 : 2, 0] = 0.45
-    with pytest.raises(UserError, match=r"cannot show 8 false alarms a day.*may come in bursts: index of dispersion 7.2, at most 36.7"):
+    with pytest.raises(
+        UserError, match=r"cannot show 8 false alarms a day.*may come in bursts: index of dispersion 7.2, at most 36.7"
+    ):
         set_thresholds([footage(scores, 60.0)], RULES, 8.0, 0.95)
 
 
