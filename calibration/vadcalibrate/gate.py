@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,12 +28,11 @@ from vadrun.calibration import CalibratedDetector, Calibration
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventDetector, EventRule
-from vadrun.gate import Gate, GateRule, Verdict
-from vadrun.preprocessing import Preprocessor
-from vadrun.sampling import Sampler
+from vadrun.feeding import images_of
+from vadrun.gate import GateRule, Verdict
 from vadrun.scoring import Scores
 from vadrun.sources import named_videos
-from vadrun.video import Video
+from vadrun.video import Snippet, Video
 
 # Shares of the picture that are tried, from "nothing at all may change" to half of it.
 THRESHOLDS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.32, 0.5)
@@ -150,13 +148,7 @@ def measure(
         UserError: nothing there, a video that cannot be read or is damaged, a bundle with several images to a snippet,
             or a feature that is not finite.
     """
-    images = engine.bundle.sampling.images_per_snippet
-    if images > 1:
-        raise UserError(
-            f"the gate judges one image of each snippet, and this bundle takes {images} (--sample mean): build one "
-            "with --sample middle, or run without the gate"
-        )
-    rules = [replace(rule, threshold=threshold, shadow=True) for threshold in thresholds]
+    rules = [replace(rule, threshold=threshold) for threshold in thresholds]
     found = [_of_video(engine, path, rules, events, progress) for path in named_videos(paths)]
     trials = [
         Trial(
@@ -275,18 +267,7 @@ def _correlated(sums: NDArray[np.float64], follows: NDArray[np.bool_]) -> bool:
     return bool(np.corrcoef(before, after)[0, 1] * np.sqrt(len(before)) > _CORRELATED)
 
 
-class _Look(NamedTuple):
-    """A sampled frame: the encoder's image, and what the gate of each threshold says."""
-
-    image: Image
-    verdicts: list[Verdict]
-
-
-class _Item(NamedTuple):
-    number: int
-    start: float
-    end: float
-    look: _Look
+_Judged = tuple[Snippet, tuple[Verdict, ...]]  # with what the gate of each threshold says
 
 
 @dataclass
@@ -325,7 +306,7 @@ class _OfVideo:
     runs: list[_Run]
     picture: tuple[int, int]
     spans: list[tuple[float, float]] = field(default_factory=list)
-    waiting: list[_Item] = field(default_factory=list)  # of the present chunk
+    waiting: list[Snippet] = field(default_factory=list)  # of the present chunk
 
     def score(self, engine: Engine) -> None:
         """Score the present chunk of every run; those that hold alike share the scores."""
@@ -336,9 +317,9 @@ class _OfVideo:
                 known[key] = engine.score(np.stack(run.chunk))
             scores, own = known[key], known[tuple(self.plain.sources)]
             run.found.append(np.abs(scores.anomaly - own.anomaly))
-            for row, item in enumerate(self.waiting):
+            for row, snippet in enumerate(self.waiting):
                 value, classes = float(scores.anomaly[row]), scores.alignment[row]
-                run.events += run.detector.push(item.number, item.start, item.end, value, classes)
+                run.events += run.detector.push(snippet.index, snippet.start, snippet.end, value, classes)
         # The plain run's key is needed by all others, so nothing is cleared before.
         for run in (self.plain, *self.runs):
             run.chunk.clear()
@@ -361,32 +342,26 @@ def _of_video(
 
     with Video(path) as video:
         found = _OfVideo(run(), [run() for _ in rules], (video.info.width, video.info.height))
-        under_way: deque[list[_Item]] = deque()
+        under_way: deque[list[_Judged]] = deque()
 
         def images() -> Iterator[Image]:
-            batch: list[_Item] = []
-            for item in _items(video, engine, rules):
-                batch.append(item)
-                if len(batch) == engine.batch:
-                    under_way.append(batch)
-                    yield np.stack([item.look.image for item in batch])
-                    batch = []
-            if batch:
+            judged = video.shadows(engine.bundle.sampling, engine.bundle.preprocessing, rules)
+            while batch := list(islice(judged, engine.batch)):
                 under_way.append(batch)
-                yield np.stack([item.look.image for item in batch])
+                yield images_of(engine, [snippet for snippet, _ in batch])
 
         for features in engine.encode_each(images()):
-            for item, feature in zip(under_way.popleft(), features, strict=True):
+            for (snippet, verdicts), feature in zip(under_way.popleft(), features, strict=True):
                 if not np.isfinite(feature).all():
                     raise UserError(
-                        f"{path} has a feature that is not finite at {item.start:.1f} s: check the bundle with "
+                        f"{path} has a feature that is not finite at {snippet.start:.1f} s: check the bundle with "
                         "vadexport verify, or leave the video out"
                     )
-                found.spans.append((item.start, item.end))
-                found.waiting.append(item._replace(look=_Look(np.empty(0, np.uint8), [])))  # let go of the image
-                found.plain.take(item.number, feature, Verdict.ENCODE)
-                for one, verdict in zip(found.runs, item.look.verdicts, strict=True):
-                    one.take(item.number, feature, verdict)
+                found.spans.append((snippet.start, snippet.end))
+                found.waiting.append(snippet.without_images())
+                found.plain.take(snippet.index, feature, Verdict.ENCODE)
+                for one, verdict in zip(found.runs, verdicts, strict=True):
+                    one.take(snippet.index, feature, verdict)
                 if len(found.waiting) == engine.bundle.model.positions:
                     found.score(engine)
             progress(path.name, found.spans[-1][1], video.info.duration)
@@ -396,25 +371,3 @@ def _of_video(
     if not found.spans:
         raise UserError(f"{path} holds no snippet: leave it out")
     return found
-
-
-def _items(video: Video, engine: Engine, rules: Sequence[GateRule]) -> Iterator[_Item]:
-    """The snippets of a video with what every gate says of them."""
-    bundle = engine.bundle
-    convert = Preprocessor(bundle.preprocessing)
-    image: Any = None
-    gates = [Gate(rule, bundle.preprocessing, lambda frame: image) for rule in rules]
-
-    def looked(frame: av.VideoFrame) -> _Look:
-        nonlocal image
-        image = convert(frame)
-        return _Look(image, [gate(frame).verdict for gate in gates])
-
-    sampler: Sampler[av.VideoFrame, _Look] = Sampler(bundle.sampling, looked)
-    for frame, time, duration in video.frames():
-        for gate in gates:
-            gate.now = time
-        for sampled in sampler.push(frame, time, duration):
-            yield _Item(sampled.index, sampled.start, sampled.end, sampled.images[0])
-    for sampled in sampler.finish():
-        yield _Item(sampled.index, sampled.start, sampled.end, sampled.images[0])

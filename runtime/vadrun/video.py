@@ -5,12 +5,12 @@ Damaged files are read as far as they go, and say so afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -28,6 +28,8 @@ from vadrun.skipping import Irregular, Skipped
 from vadrun.sources import describe
 from vadrun.stillness import Stillness
 from vadrun.wholeness import what_is_missing
+
+T = TypeVar("T")
 
 
 class Decoded(NamedTuple):
@@ -210,27 +212,42 @@ class Video:
         """
         sampling = sampling or Sampling()
         preprocessing = preprocessing or Preprocessing()
-        if gate is not None and sampling.images_per_snippet > 1:
-            raise UserError(
-                f"the gate judges one image of each snippet, and this bundle takes {sampling.images_per_snippet} "
-                "(--sample mean): leave out --gate, or build the bundle with --sample middle"
-            )
+        if gate is not None:
+            _check_one_image(sampling)
         if gate is not None and self._reader.can_hold_back:
             self._hold_back()
         else:
             self._skip(sampling)
+        yield from self._again_if_irregular(lambda: self._cut(sampling, preprocessing, crops, gate))
+
+    def shadows(
+        self, sampling: Sampling, preprocessing: Preprocessing, gates: Sequence[GateRule]
+    ) -> Iterator[tuple[Snippet, tuple[Verdict, ...]]]:
+        """The snippets with their images, and what each of several gates would have said: one pass for all of them.
+
+        Raises:
+            UserError: several images to a snippet.
+        """
+        _check_one_image(sampling)
+        if self._reader.can_hold_back:
+            self._hold_back()
+        rules = [replace(gate, shadow=True) for gate in gates]
+        yield from self._again_if_irregular(lambda: self._shadows(sampling, preprocessing, rules))
+
+    def _again_if_irregular(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What ``read`` gives; where it finds the stream irregular, the rest of what a second reading gives."""
         done = 0
         try:
-            for snippet in self._cut(sampling, preprocessing, crops, gate):
+            for item in read():
                 done += 1
-                yield snippet
+                yield item
         except Irregular:
             # Once more from the beginning, with every picture decoded; what has been given is the same.
             self._reader.close()
             known = self.info
             self._open()
             self.info, self._reader.skipper = known, None
-            yield from islice(self._cut(sampling, preprocessing, crops, gate), done, None)
+            yield from islice(read(), done, None)
 
     def _skip(self, sampling: Sampling) -> None:
         """Leave out what the sampling passes over, but for a first snippet that may be all there is."""
@@ -255,11 +272,7 @@ class Video:
         gate: GateRule | None,
     ) -> Iterator[Snippet]:
         convert = Preprocessor(preprocessing, crops)
-        guard: Gate | None = None
-        if gate is not None:
-            backlog = self._reader.backlog
-            sizes = None if backlog is None else Stillness(self.info.width, self.info.height)
-            guard = Gate(gate, preprocessing, convert, sizes)
+        guard = None if gate is None else self._guard(gate, preprocessing, convert)
 
         def looked(frame: Place) -> Looked:
             if isinstance(frame, Skipped):
@@ -269,20 +282,52 @@ class Video:
             assert not isinstance(frame, Picture)  # nothing is held back without a gate
             return Looked(convert(frame), Verdict.ENCODE)
 
-        sampler = Sampler(sampling, looked)
+        for sampled in self._sampled(sampling, looked, [] if guard is None else [guard]):
+            yield _snippet(sampled, sampled.images, preprocessing.size)
+
+    def _shadows(
+        self, sampling: Sampling, preprocessing: Preprocessing, gates: Sequence[GateRule]
+    ) -> Iterator[tuple[Snippet, tuple[Verdict, ...]]]:
+        convert = Preprocessor(preprocessing)
+        image: Any = None
+        guards = [self._guard(gate, preprocessing, lambda frame: image) for gate in gates]
+
+        def looked(frame: Place) -> tuple[Looked, tuple[Verdict, ...]]:
+            nonlocal image
+            if isinstance(frame, Skipped):
+                raise Irregular
+            image = convert(frame.frame() if isinstance(frame, Picture) else frame)
+            return Looked(image, Verdict.ENCODE), tuple(guard(frame).verdict for guard in guards)
+
+        for sampled in self._sampled(sampling, looked, guards):
+            ((found, verdicts),) = sampled.images
+            yield _snippet(sampled, [found], preprocessing.size), verdicts
+
+    def _guard(
+        self, gate: GateRule, preprocessing: Preprocessing, convert: Callable[[av.VideoFrame], NDArray[np.uint8]]
+    ) -> Gate:
+        sizes = None if self._reader.backlog is None else Stillness(self.info.width, self.info.height)
+        return Gate(gate, preprocessing, convert, sizes)
+
+    def _sampled(
+        self, sampling: Sampling, looked: Callable[[Place], T], guards: Sequence[Gate]
+    ) -> Iterator[Sampled[T]]:
+        """What the sampler makes of the pictures, all of which pass the gates."""
+        sampler: Sampler[Place, T] = Sampler(sampling, looked)
         for frame, time, duration in self.shown():
-            if guard is not None and not isinstance(frame, Skipped):
-                guard.passes(frame, time)
-            for sampled in sampler.push(frame, time, duration):
-                yield _snippet(sampled, preprocessing.size)
-            if guard is not None and not isinstance(frame, Skipped):
-                guard.passed(frame)
+            if not isinstance(frame, Skipped):
+                for guard in guards:
+                    guard.passes(frame, time)
+            yield from sampler.push(frame, time, duration)
+            if not isinstance(frame, Skipped):
+                for guard in guards:
+                    guard.passed(frame)
         for sampled in sampler.finish():
             if sampled.short:
                 length = f"{sampling.frames} frames" if sampling.by == "frames" else f"{sampling.seconds:g} s"
                 count = f"{self.decoded} frame{'' if self.decoded == 1 else 's'}"
                 self.note = f"with {count} it is shorter than a snippet of {length}, and taken for one"
-            yield _snippet(sampled, preprocessing.size)
+            yield sampled
 
     def _take_hardware(self, kinds: Sequence[Any], *, required: bool) -> None:
         """Go on with the first hardware decoder that gives the first picture as software has; the file begins anew."""
@@ -352,8 +397,17 @@ def read_snippets(
         yield from video.snippets(sampling, preprocessing)
 
 
-def _snippet(sampled: Sampled[Looked], size: int) -> Snippet:
-    images = [looked.image for looked in sampled.images if looked.image is not None]
+def _check_one_image(sampling: Sampling) -> None:
+    """Refuse a gate where a snippet has several images."""
+    if sampling.images_per_snippet > 1:
+        raise UserError(
+            f"the gate judges one image of each snippet, and this bundle takes {sampling.images_per_snippet} "
+            "(--sample mean): leave out --gate, or build the bundle with --sample middle"
+        )
+
+
+def _snippet(sampled: Sampled[Any], looked: Sequence[Looked], size: int) -> Snippet:
+    images = [one.image for one in looked if one.image is not None]
     stacked = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
-    first = sampled.images[0]
+    first = looked[0]
     return Snippet(sampled.index, sampled.start, sampled.end, stacked, sampled.short, first.verdict, first.unseen)

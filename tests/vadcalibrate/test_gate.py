@@ -332,10 +332,12 @@ def test_a_feature_that_is_not_finite(engine: Engine, recordings: list[Path], mo
         measure(engine, recordings, GateRule(), RULE)
 
 
-def test_a_bundle_with_several_images_to_a_snippet(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_with_several_images_to_a_snippet(
+    engine: Engine, recordings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     bundle = engine.bundle
     monkeypatch.setattr(engine, "bundle", replace(bundle, sampling=replace(bundle.sampling, pick="mean")))
     with pytest.raises(UserError, match="takes 16 \\(--sample mean\\)"):
-        measure(engine, [], GateRule(), RULE)
+        measure(engine, recordings, GateRule(), RULE)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import clips
+from vadrun.errors import UserError
 from vadrun.gate import GateRule, Verdict
 from vadrun.preprocessing import Preprocessing
 from vadrun.reader import Reader
@@ -173,3 +174,19 @@ def test_a_camera_that_fills_up_its_rate_is_not_trusted_blindly(tmp_path: Path) 
     clips.write_clip(path, 1200, size=SIZE, draw=scene(walker(1001, 1150)), options=options)
     snippets, _ = gated(path)
     assert any(s.verdict is Verdict.ENCODE for s in snippets if 1001 / 25 - 0.64 <= s.start <= 1150 / 25)
+
+
+@pytest.mark.parametrize("name", ["event.mp4", "event.avi"])
+def test_one_pass_tells_what_each_of_several_gates_would_do(tmp_path: Path, name: str) -> None:
+    """Those that hold pictures back included, and where nothing can be held back."""
+    path = film(tmp_path / name, change=walker(1001, 1050))
+    rules = [GateRule(threshold, heartbeat=8.0, audit=0.1) for threshold in (0.0, 0.01, 0.2)]
+    with Video(path) as video:
+        found = list(video.shadows(Sampling(), SMALL, rules))
+    assert all(len(snippet.images) == 1 and snippet.verdict is Verdict.ENCODE for snippet, _ in found)
+    for number, rule in enumerate(rules):
+        snippets, gated_video = gated(path, rule)
+        assert [s.verdict for s in snippets] == [verdicts[number] for _, verdicts in found]
+        assert (gated_video.undecoded > 0) == (name == "event.mp4")
+    with pytest.raises(UserError, match="one image of each snippet"), Video(path) as video:
+        next(video.shadows(Sampling(pick="mean"), SMALL, rules))
