@@ -83,8 +83,8 @@ def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
     On any exception (an interrupt too) the temporary directory is removed and ``target`` stays as it was.
 
     Raises:
-        UserError: the place cannot be written to (a full disk too, whenever it shows), or ``target`` is a file, or exists and
-            ``replace`` is false.
+        UserError: the place cannot be written to (a full disk too, whenever it shows), ``target`` is a file, or it
+            exists and ``replace`` is false.
     """
     if target.exists() and not replace:
         raise UserError(f"{target} exists already: name another place or allow it to be replaced")
