@@ -2,9 +2,10 @@
 
 Each camera is decoded in one thread of its own and shares the encoder's batches with the others; an image waits
 :data:`WAIT` seconds at most for a batch to fill. The head, whose cost does not depend on how much is new, scores a
-camera's present chunk when its oldest snippet without a score was decoded :data:`DELAY` seconds ago, and gives all
-newer ones their score with it. A snippet therefore has its score :data:`DELAY` seconds, one call of the encoder and
-one of the head after it was decoded, at most, unless the machine is too slow for its cameras.
+camera's present chunk when its oldest snippet without a score was decoded :data:`DELAY` seconds ago, or as soon as no
+other can come before that, and gives all newer ones their score with it. A snippet therefore has its score
+:data:`DELAY` seconds, one call of the encoder and one of the head after it was decoded, at most, unless the machine is
+too slow for its cameras.
 
 Such a score is provisional: it is what :func:`vadrun.run_video` would give if the video ended there. When a camera's
 chunk of T snippets is full it is scored for good, by the same code and with the same numbers as a file.
@@ -186,16 +187,21 @@ class _Watched:
         self.scorer = Scorer(live.engine, live.rules[number], self, self.result, gate)
         self.holding = Holding(shadow=gate is not None and gate.shadow)
         self._oldest: float | None = None  # when the oldest snippet without a score was decoded
+        self._next = 0.0  # when the one after the newest will be
 
     @property
     def due(self) -> float | None:
         """When the head has to score what is new; None if nothing is."""
-        return None if self._oldest is None else self._oldest + DELAY
+        if self._oldest is None:
+            return None
+        latest = self._oldest + DELAY
+        return latest if self._next < latest else self._oldest
 
     def push(self, encoded: Encoded, made: float) -> None:
         """Take the next snippet; if its chunk is full it is scored."""
         if self._oldest is None:
             self._oldest = made
+        self._next = made + encoded.snippet.end - encoded.snippet.start
         self.scorer.push(encoded)
 
     def metrics(self) -> Metrics:

@@ -177,6 +177,13 @@ def test_the_head_waits_as_long_as_it_says(engine: Engine, tmp_path: Path, monke
     assert 2 * 2 <= passes <= 2 * (4 / DELAY + 2)
 
 
+def test_no_score_waits_where_nothing_can_come_in_time(engine: Engine, tmp_path: Path) -> None:
+    slow = clips.write_clip(tmp_path / "slow.mp4", 16 * 3, rate=10)  # a snippet lasts 1.6 s
+    (camera,) = run_live(engine, [slow], EventRule())
+    # Without waiting for the head it takes WAIT seconds and little more.
+    assert camera.scored == 3 and min(camera.delays) < DELAY - 0.5
+
+
 @pytest.mark.parametrize("shadow", [False, True])
 def test_metrics_tell_what_the_gate_costs(
     engine: Engine, films: list[Path], monkeypatch: pytest.MonkeyPatch, shadow: bool
