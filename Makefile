@@ -41,7 +41,8 @@ demo: $(VENV)/demo.ok
 	$(BIN)/vadrun "$(VIDEO)" --engine $(DEMO)/bundle --out $(DEMO)/results || test $$? -eq 1  # damaged: what there is
 	$(BIN)/python demo/picture.py "$(VIDEO)" $(DEMO)/results $(TRUTH)
 
-# How demo/checkpoint.safetensors and demo/demo.mp4 were made: about 80 minutes on two cores.
+# How demo/checkpoint.safetensors and demo/demo.mp4 are made: about two hours on two cores. (What is
+# there was made with a CLIP of 6 epochs and 10 training scenes of each kind; see the README.)
 WORLD := build/world
 demo-model: $(VENV)/test.ok
 	$(BIN)/python -m vadclip.world.stills --out $(WORLD)/stills
