@@ -47,7 +47,7 @@ def speed(bundles: list[Path], batch: int, rounds: int) -> str:
         own: Contender | None = small.get(contender.name.split()[0])
         ratio = "-" if own is None else measure.spread(measure.ratios(contender.seconds, own.seconds), 2)
         rows.append([contender.name, measure.spread([1000 * s / batch for s in contender.seconds]), ratio])
-    sizes = [bundle.file("encoder").bytes for bundle in opened]
+    sizes = [sum(file.bytes for file in bundle.files if file.role == "encoder") for bundle in opened]
     header = ["encoder", "ms per image", "int8 on the same backend is so many times as fast"]
     text = table(header, rows, right=(1, 2))
     return f"{text}\nencoder files: " + ", ".join(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import av
 
 from vadclip.world import make_clip
 from vadclip.world.dataset import X264
+from vadrun.files import write_csv
 
 # Scenes of the test split, which neither CLIP nor VadCLIP has seen: (label, number of the clip).
 CLIPS = (
@@ -36,7 +36,8 @@ def main() -> None:
     rows: list[tuple[str, str, str]] = []
     index = 0
     options = {"crf": "27", "preset": "slow", "x264-params": X264}
-    with av.open(str(out / "demo.mp4"), "w") as container:
+    temporary = out / ".demo.tmp.mp4"  # an interrupt leaves the old one
+    with av.open(str(temporary), "w") as container:
         stream: Any = None
         for label, number in CLIPS:
             clip = make_clip(0, "test", label, number, seconds=SECONDS)
@@ -51,8 +52,8 @@ def main() -> None:
                 container.mux(stream.encode(frame))
                 index += 1
         container.mux(stream.encode(None))
-    with (out / "truth.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("label", "start", "end"), *rows])
+    temporary.replace(out / "demo.mp4")
+    write_csv(out / "truth.csv", [("label", "start", "end"), *rows])
     print(f"{out / 'demo.mp4'}: {index} frames, {len(rows)} events")
 
 

@@ -79,12 +79,14 @@ def main() -> None:
     """Draw and say where the picture is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("video", type=Path)
-    parser.add_argument("results", type=Path, help="the video's folder of vadrun --out")
+    parser.add_argument("results", type=Path, help="what was given to vadrun --out")
     parser.add_argument("--truth", type=Path, help="CSV of label,start,end in seconds")
     arguments = parser.parse_args()
-    out = arguments.results.parent / f"{arguments.results.name}.png"
-    draw(arguments.video, arguments.results, arguments.truth).savefig(out, dpi=100)
+    results = arguments.results / arguments.video.stem
+    out = arguments.results / f"{results.name}.png"
+    draw(arguments.video, results, arguments.truth).savefig(out, dpi=100)
     print(f"picture: {out}")
+    print(f"scores, events and run details: {results}/scores.csv, events.jsonl, result.json")
 
 
 if __name__ == "__main__":

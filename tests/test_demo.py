@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def test_every_event_is_found_and_named(bundle: Path) -> None:
 def test_the_picture(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
     from vadrun.cli import main
 
-    assert main([str(DEMO / "demo.mp4"), "--engine", str(bundle), "--out", str(tmp_path)]) == 0
-    arguments = ["picture.py", str(DEMO / "demo.mp4"), str(tmp_path / "demo")]
+    video = Path(shutil.copy(DEMO / "demo.mp4", tmp_path / "gate 2.north.mp4"))
+    assert main([str(video), "--engine", str(bundle), "--out", str(tmp_path)]) == 0
+    arguments = ["picture.py", str(video), str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*arguments, *(["--truth", str(DEMO / "truth.csv")] if known else [])])
     runpy.run_path(str(DEMO / "picture.py"), run_name="__main__")
-    assert (tmp_path / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "gate 2.north.png").read_bytes()[:4] == b"\x89PNG"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +50,15 @@ FIGURES = ("AUC", "AP", "AVG")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its figures in percent for each seed; AVG is None where the truth has no classes."""
+    """A row of a table: its figures in percent for each seed.
+
+    AVG is None where the truth has no classes, and where the A-branch, which tells them, is not trained.
+    """
 
     table: int
     name: str
     design: Design
+    seeds: tuple[int, ...]
     figures: Mapping[str, tuple[float | None, ...]]
 
 
@@ -82,35 +87,74 @@ def ablate(
     seeds: Sequence[int],
     train_one: Callable[[Design, int, Path], Evaluation],
     out: Path,
+    origin: Mapping[str, Any],
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Train and evaluate every design once for each seed, and write ``ablation.csv``, ``.json`` and ``.md``.
+
+    Rows that are in ``out`` from an earlier call with the same ``origin`` stay in the tables.
 
     Args:
         rows: of :func:`chosen_rows`; a design that several rows share is trained once.
         seeds: for each of which everything is trained anew.
         train_one: trains a design with a seed in a folder, or goes on there, and evaluates it.
         out: where the runs (``out/runs/``) and the tables go; they are written again after every design.
+        origin: what the figures of all rows have in common (recipe, lists), as plain data.
         say: told what is being trained.
 
     Returns:
-        The rows with their figures.
+        The rows with their figures, in the order of the tables, those of earlier calls among them.
     """
     designs = list(dict.fromkeys(design for _, _, design in rows))
+    asked = {(number, name) for number, name, _ in rows}
+    earlier, same = _earlier(out, origin)
+    if earlier and not same:
+        say("the tables that are there were made with another recipe or other lists: their rows are left out")
+        earlier = []
     found: dict[Design, list[Evaluation]] = {}
-    finished: list[Row] = []
+    finished = [row for row in earlier if (row.table, row.name) not in asked]
     for number, design in enumerate(designs, 1):
-        names = [name for _, name, other in rows if other == design]
-        say(f"[{number}/{len(designs)}] {names[0]}")
-        place = out / "runs" / names[0]
-        found[design] = [train_one(design, seed, place / f"seed-{seed}") for seed in seeds]
-        finished = [
-            Row(table_number, name, other, _figures(found[other]))
+        name = run_name(design)
+        say(f"[{number}/{len(designs)}] {name}")
+        found[design] = [train_one(design, seed, out / "runs" / name / f"seed-{seed}") for seed in seeds]
+        figures = _figures(found[design], design)
+        finished += [
+            Row(table_number, name, design, tuple(seeds), figures)
             for table_number, name, other in rows
-            if other in found
+            if other == design
         ]
-        _write(out, finished, seeds)
+        finished.sort(key=lambda row: (row.table, list(TABLES[row.table]).index(row.name)))
+        _write(out, finished, origin)
     return finished
+
+
+def run_name(design: Design) -> str:
+    """What the runs of a design are called, whichever of its rows is asked for: its first row in the tables."""
+    return next(name for rows in TABLES.values() for name, other in rows.items() if other == design)
+
+
+def _earlier(out: Path, origin: Mapping[str, Any]) -> tuple[list[Row], bool]:
+    """The rows in ``out`` and whether they have this origin."""
+    path = out / "ablation.json"
+    if not path.exists():
+        return [], True
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "origin" not in content:
+            return [], False
+        rows = [
+            Row(
+                row["table"],
+                row["row"],
+                TABLES[row["table"]][row["row"]],
+                tuple(row["seeds"]),
+                {name: tuple(row["figures"][name]) for name in FIGURES},
+            )
+            for row in content["rows"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not read ({error}): remove it, or name another folder") from error
+    return rows, content["origin"] == json.loads(json.dumps(origin))
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -122,8 +166,10 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(parts).rstrip()
 
 
-def _figures(evaluations: Sequence[Evaluation]) -> dict[str, tuple[float | None, ...]]:
+def _figures(evaluations: Sequence[Evaluation], design: Design) -> dict[str, tuple[float | None, ...]]:
     def detection(evaluation: Evaluation) -> float | None:
+        if design.branches == "confidence":
+            return None
         return evaluation.detection["abnormal-only"].avg if evaluation.detection else None
 
     frames = [evaluation.frames[evaluation.branch] for evaluation in evaluations]
@@ -141,14 +187,21 @@ def _cell(values: Sequence[float | None]) -> str:
     return f"{mean(there):.2f}" if len(there) == 1 else f"{mean(there):.2f} ± {stdev(there):.2f}"
 
 
-def _write(out: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
+def _write(out: Path, rows: Sequence[Row], origin: Mapping[str, Any]) -> None:
     plain: list[dict[str, Any]] = [
-        {"table": row.table, "row": row.name, "design": vars(row.design), "figures": dict(row.figures)} for row in rows
+        {
+            "table": row.table,
+            "row": row.name,
+            "design": vars(row.design),
+            "seeds": list(row.seeds),
+            "figures": dict(row.figures),
+        }
+        for row in rows
     ]
-    write_json(out / "ablation.json", {"seeds": list(seeds), "rows": plain})
+    write_json(out / "ablation.json", {"origin": dict(origin), "rows": plain})
     cells: list[list[object]] = [["table", "row", "seed", *FIGURES]]
     for row in rows:
-        for index, seed in enumerate(seeds):
+        for index, seed in enumerate(row.seeds):
             values = (row.figures[name][index] for name in FIGURES)
             cells.append([row.table, row.name, seed, *("" if v is None else f"{v:.4f}" for v in values)])
     write_csv(out / "ablation.csv", cells)

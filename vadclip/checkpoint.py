@@ -60,7 +60,8 @@ def load_checkpoint(
 
     Sizes come from the weights. An authors' ``.pth`` does not hold the labels, the window, the number of
     heads and the scoring branch: they come from ``dataset``, and whatever is given beside it has precedence.
-    A file of :func:`save_checkpoint` holds them all, and again whatever is given has precedence.
+    A file of :func:`save_checkpoint` holds them all: of ``dataset`` nothing is taken then, and whatever is given
+    beside it has precedence again.
 
     Args:
         path: ``.pth`` (a state dict, bare or under ``model_state_dict`` or ``state_dict``) or
@@ -83,10 +84,17 @@ def load_checkpoint(
     _check_head(path, weights)
     weights = _with_clip(path, weights, clip)
     layers = count_blocks(weights, "temporal.resblocks.")
-    if preset is not None and window is None:
-        _check_layers(path, preset, layers)
     if labels is not None:
         labels = check_labels(labels)
+    if saved is not None and preset is not None:
+        if labels is None and preset.labels != saved.config.labels:
+            raise UserError(
+                f"{path} holds a model of the labels {', '.join(saved.config.labels)}, but {preset.name!r} has"
+                f" {', '.join(preset.labels)}: name the classes that it was trained with, or none"
+            )
+        preset = None
+    if preset is not None and window is None:
+        _check_layers(path, preset, layers)
     if saved is None and preset is None and (labels is None or window is None):
         raise UserError(
             f"{path} does not hold its labels and its attention window: name the dataset"
@@ -116,7 +124,8 @@ def load_checkpoint(
     weights = {key: value.to(torch.float32) for key, value in weights.items()}
     _check_finite(path, weights)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.feature_settings = None if saved is None else saved.feature_settings
+    if saved is not None:
+        model.feature_settings, model.mirrored = saved.feature_settings, saved.mirrored
     return model.eval()
 
 
@@ -164,6 +173,8 @@ def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) 
     metadata = {"format": _FORMAT, "config": model.config.to_json()}
     if model.feature_settings is not None:
         metadata["features"] = json.dumps(model.feature_settings)
+    if model.mirrored is not None:
+        metadata["mirrored"] = json.dumps(model.mirrored)
     if compact:
         embedding = weights[_TOKENS]
         rows = embedding.any(dim=1).nonzero().flatten()
@@ -225,6 +236,7 @@ class _Saved:
 
     config: ModelConfig
     feature_settings: dict[str, Any] | None
+    mirrored: bool | None
 
 
 def _read(path: Path) -> tuple[object, _Saved | None]:
@@ -254,13 +266,14 @@ def _read_safetensors(path: Path) -> tuple[object, _Saved | None]:
     try:
         config = ModelConfig.from_json(metadata.get("config", ""))
         settings = dict(json.loads(metadata["features"])) if "features" in metadata else None
+        mirrored = bool(json.loads(metadata["mirrored"])) if "mirrored" in metadata else None
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged: how its features were made does not read; save it again") from error
     if _TOKENS in metadata:
         weights[_TOKENS] = _with_zero_rows(path, weights.get(_TOKENS), metadata[_TOKENS], config.clip.vocab)
-    return weights, _Saved(config, settings)
+    return weights, _Saved(config, settings, mirrored)
 
 
 def _with_zero_rows(path: Path, kept: Tensor | None, numbers: str, count: int) -> Tensor:

@@ -7,9 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vadclip import evaluate, evaluate_command
 from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
@@ -156,19 +156,10 @@ def _extract(arguments: argparse.Namespace) -> int:
         arguments.encoder, batch=arguments.batch, backend=arguments.backend, precision=arguments.precision
     )
     print(f"{len(videos)} videos, encoder {encoder.name}", file=sys.stderr)
-    lines: dict[Path, ProgressLine] = {}
     began = time.monotonic()
-
-    def progress(video: Path, done: float, total: float | None) -> None:
-        if video not in lines:
-            number = videos.index(video) + 1
-            lines.clear()  # one at a time
-            lines[video] = ProgressLine(f"[{number}/{len(videos)}] {video.name}")
-        lines[video].update(done, total)
-
+    progress = _ExtractProgress(videos)
     report = extract(videos, arguments.out, encoder, options, progress)
-    for line in lines.values():
-        line.clear()
+    progress.clear()
     print(
         f"{report.written} videos written, {report.kept} were there already, in {clock(time.monotonic() - began)}; "
         f"features in {arguments.out}"
@@ -181,6 +172,28 @@ def _extract(arguments: argparse.Namespace) -> int:
     if report.failed and not report.written + report.kept:
         return BAD_INPUT
     return DAMAGED if report.failed or report.damaged else 0
+
+
+class _ExtractProgress:
+    """One line for all videos: which one is at work, how far it is, and the time left of them all."""
+
+    def __init__(self, videos: Sequence[Path], stream: TextIO | None = None) -> None:
+        self._number = {video: number for number, video in enumerate(videos)}
+        self._done: set[Path] = set()  # encoded now, not those that were there already
+        self._line = ProgressLine("features", stream=stream)
+
+    def __call__(self, video: Path, done: float, total: float | None) -> None:
+        number, count = self._number[video], len(self._number)
+        share = min(done / total, 1.0) if total else 0.0
+        before = len(self._done - {video})
+        self._done.add(video)
+        text = f"video {number + 1} of {count}, {video.name}: {clock(done)}"
+        if total:
+            text += f" of {clock(total)}"
+        self._line.part(text, before + share, before + count - number)
+
+    def clear(self) -> None:
+        self._line.clear()
 
 
 class _Training:
@@ -242,7 +255,7 @@ class _Training:
             read_features(path, width)  # NaN too is found now
         return test
 
-    def run(self, design: Design | None, seed: int, out: Path) -> Result:
+    def run(self, design: Design | None, seed: int, out: Path, cache: bool | Path = True) -> Result:
         from vadclip.selection import snippet_scorer
         from vadclip.train import new_model, train
 
@@ -267,9 +280,11 @@ class _Training:
             replace(self.recipe, seed=seed),
             select=arguments.select,
             scorer=scorer,
+            test_set=None if scorer is None or self.test is None else self.test.fingerprint,
             validation=0.1 if arguments.validation is None else arguments.validation,
             crop=self.preset.centre_crop,
             allow_missing=arguments.allow_missing,
+            cache=cache,
             device=self.device,
             precision=arguments.precision,
             tensorboard=arguments.tensorboard,
@@ -279,12 +294,26 @@ class _Training:
         bar.clear()
         return result
 
+    def origin(self) -> dict[str, Any]:
+        """What the figures of all ablations in one table have in common, as plain data."""
+        assert self.test is not None
+        return {
+            "recipe": asdict(self.recipe),
+            "training list": self.listed.fingerprint(),
+            "test list": self.test.fingerprint,
+            "selection": [self.arguments.select, self.arguments.validation],
+            "mask_padding": self.arguments.mask_padding,
+        }
+
     def evaluated(self, design: Design, seed: int, out: Path) -> Evaluation:
         from vadclip.checkpoint import load_checkpoint
         from vadclip.scorers import ModelScorer
 
         assert self.test is not None
-        checkpoint = self.run(design, seed, out).checkpoint
+        # Of every design the same features; what is set aside goes by the seed.
+        packed = self.arguments.out / "features"
+        packed = packed / f"seed-{seed}" if self.arguments.select == "validation" else packed
+        checkpoint = self.run(design, seed, out, packed).checkpoint
         scorer = ModelScorer(load_checkpoint(checkpoint), self.device)
         found = evaluate.evaluate(scorer, self.test)
         evaluate.write_evaluation(found, out / "evaluation", {"model": str(checkpoint)}, force=True)
@@ -307,7 +336,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
         raise UserError("ablations run in one process: start vadclip ablate without torchrun")
     rows = chosen_rows(arguments.table, arguments.rows)
     training = _Training(arguments, [design for _, _, design in rows])
-    print(report(ablate(rows, arguments.seeds, training.evaluated, arguments.out)))
+    print(report(ablate(rows, arguments.seeds, training.evaluated, arguments.out, training.origin())))
     print(f"\ntables in {arguments.out / 'ablation.md'}, runs in {arguments.out / 'runs'}")
     return 0
 

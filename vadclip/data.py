@@ -27,7 +27,7 @@ from vadrun.files import whole_directory, write_json
 Progress = Callable[[int, int], None]
 """Called with how many files are done, and of how many."""
 
-_VERSION = 1
+_VERSION = 2
 _READERS = 4  # threads that read files: they wait for the disk most of the time
 _BLOCK = 256  # files that are read before they are written, which bounds memory
 _AHEAD = 2  # batches that are made ready ahead
@@ -61,6 +61,8 @@ class FeatureStore(Protocol):
 
     lengths: NDArray[np.int64]
     """[N], snippets after pooling."""
+    digest: str
+    """Hex SHA-256 of all features after pooling, as they were when they were checked."""
 
     def rows(self, index: int) -> NDArray[np.floating]:
         """Features [n,d] of one file, n at most T, float16 or float32."""
@@ -69,8 +71,11 @@ class FeatureStore(Protocol):
 class FileStore:
     """Reads and pools the files themselves, every time; :func:`open_store` has checked them."""
 
-    def __init__(self, paths: Sequence[Path], lengths: NDArray[np.int64], width: int, positions: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], lengths: NDArray[np.int64], digest: str, width: int, positions: int
+    ) -> None:
         self.lengths = lengths
+        self.digest = digest
         self._paths = paths
         self._width = width
         self._positions = positions
@@ -92,6 +97,7 @@ class PackedStore:
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
         self.lengths = np.array(index["lengths"], dtype=np.int64)
+        self.digest: str = index["digest"]
         self._width: int = index["width"]
         self._half = np.array(index["half"], dtype=bool)
         sizes = self.lengths * self._width * np.where(self._half, 2, 4)
@@ -128,8 +134,11 @@ def open_store(
     """
     key = _fingerprint(listed, width, positions)
     if cache is None:
-        lengths = [len(features) for features in _read_all(listed, width, positions, progress)]
-        return FileStore(listed.paths, np.array(lengths, dtype=np.int64), width, positions)
+        digest, lengths = hashlib.sha256(), []
+        for features in _read_all(listed, width, positions, progress):
+            _add(digest, features)
+            lengths.append(len(features))
+        return FileStore(listed.paths, np.array(lengths, dtype=np.int64), digest.hexdigest(), width, positions)
     index = _index_of(cache, key)
     if index is None:
         index = _pack(listed, width, positions, cache, key, progress)
@@ -244,18 +253,20 @@ def _pack(
 ) -> dict[str, Any]:
     if cache.exists() and not (cache / "index.json").is_file() and (not cache.is_dir() or any(cache.iterdir())):
         raise UserError(f"{cache} is something else than packed features: name another place for the cache")
-    lengths, half = [], []
+    digest, lengths, half = hashlib.sha256(), [], []
     try:
         with whole_directory(cache, replace=True) as folder:
             with (folder / "features.bin").open("wb") as stream:
                 for features in _read_all(listed, width, positions, progress):
                     stream.write(features.data)
+                    _add(digest, features)
                     lengths.append(len(features))
                     half.append(features.dtype == np.float16)
                 size = stream.tell()
             index = {
                 "key": key,
                 "bytes": size,
+                "digest": digest.hexdigest(),
                 "width": width,
                 "lengths": lengths,
                 "half": [int(kind) for kind in half],
@@ -266,6 +277,11 @@ def _pack(
             f"{cache} cannot be written ({error.strerror}): name a cache with room for the features, or use none"
         ) from error
     return index
+
+
+def _add(digest: hashlib._Hash, features: NDArray[np.floating]) -> None:
+    digest.update(f"{features.dtype} {features.shape}".encode())
+    digest.update(features.data)
 
 
 def _read_all(

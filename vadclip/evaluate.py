@@ -6,6 +6,7 @@ video is scored; only NaN in a feature file waits until that file is read.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -236,6 +237,14 @@ class TestSet:
     truths: Sequence[VideoTruth]
     detection: Sequence[VideoTruth] | None
     settings: FeatureSettings | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the list and of which frames are anomalous."""
+        digest = hashlib.sha256(self.listed.fingerprint().encode())
+        for truth in self.truths:
+            digest.update(f"\n{truth.name} {truth.frames} {truth.events}".encode())
+        return digest.hexdigest()
 
 
 def read_test_set(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--root", type=Path, metavar="DIR", help="where the feature files of the list lie now")
     p.add_argument("--classes", type=Path, metavar="FILE", help="your own classes, as in training (YAML or JSON)")
     p.add_argument(
-        "--crop", type=int, metavar="N", help="of several crops in the list (default 5 for UCF-Crime, 0 for others)"
+        "--crop",
+        type=int,
+        metavar="N",
+        help="of several crops in the list (default: the centre as the model runs on it, 0 plain or 5 mirrored)",
     )
     p.add_argument("--counts", type=Path, metavar="CSV", help="snippets of each video, to check the features against")
     p.add_argument(
@@ -89,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     preset = classes_of(scorer.labels, own)
     listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
+    if scorer.mirrored is not None:
+        preset = replace(preset, mirrored=scorer.mirrored)
     crop = arguments.crop if arguments.crop is not None else preset.centre_crop
     listed = one_crop(listed, crop)
     if (remark := crop_remark(listed, crop)) is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,8 @@ from vadrun.sampling import Sampling
 from vadrun.video import Video
 
 DTYPES = ("float16", "float32")
+DAMAGE = "damage.json"
+"""Beside the features: which of their videos could not be read to the end."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,15 @@ def extract(
     preprocessing = Preprocessing.for_size(encoder.size)
     _check_sidecar(out, encoder, options, preprocessing)
     report = Report()
+    known = _read_damage(out)
     for video in videos:
         targets = [out / f"{video.stem}__{index}.npy" for index in range(options.crops)]
-        if _whole(targets):
+        # What was damaged and has another size now has been got again.
+        bytes_then, sentence = known.get(video.stem, (None, None))
+        if _whole(targets) and (sentence is None or bytes_then == _size(video)):
             report.kept += 1
+            if sentence is not None:
+                report.damaged.append(sentence)
             continue
         try:
             features, damage = _features(video, encoder, options, preprocessing, progress)
@@ -113,6 +120,11 @@ def extract(
         report.written += 1
         if damage is not None:
             report.damaged.append(damage)
+        if damage is not None or sentence is not None:
+            known.pop(video.stem, None)
+            if damage is not None:
+                known[video.stem] = (_size(video), damage)
+            _write_damage(out, known)
     return report
 
 
@@ -210,6 +222,32 @@ def _check_sidecar(out: Path, encoder: Encoder, options: ExtractOptions, preproc
                 f"{out} holds features made with {key} {json.dumps(found.get(key))}, not {json.dumps(value)}: "
                 "give another --out, or the same settings"
             )
+
+
+def _read_damage(out: Path) -> dict[str, tuple[int | None, str]]:
+    """Video name -> size in bytes and what is wrong with it, of those whose features do not go to their end."""
+    path = out / DAMAGE
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: (entry["bytes"], str(entry["damage"])) for name, entry in content.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not read ({error}): remove it, or give another --out") from error
+
+
+def _write_damage(out: Path, known: Mapping[str, tuple[int | None, str]]) -> None:
+    if not known:
+        (out / DAMAGE).unlink(missing_ok=True)
+        return
+    write_json(out / DAMAGE, {name: {"bytes": size, "damage": damage} for name, (size, damage) in known.items()})
+
+
+def _size(video: Path) -> int | None:
+    try:
+        return video.stat().st_size
+    except OSError:
+        return None
 
 
 def _whole(targets: Sequence[Path]) -> bool:

@@ -95,16 +95,17 @@ class VideoTruth:
 
 
 def video_name(name: str) -> str:
-    """A video's name as annotations and lists share it: no folder, no ending of a file, no crop number.
+    """A video's name as annotations and lists share it: no folder, no ending of a file, no crop number of features.
 
     Example:
         >>> video_name("features/Abuse028_x264__5.npy")
         'Abuse028_x264'
+        >>> video_name("videos/gate__1.mp4")
+        'gate__1'
     """
     base = re.split(r"[/\\]", name.strip())[-1]
     # Names of XD-Violence have points in them, so only endings that are known come off.
-    base = re.sub(r"\.(npy|mp4|avi|mkv|mov|webm)$", "", base, flags=re.IGNORECASE)
-    return re.sub(r"__\d$", "", base)
+    return re.sub(r"((__\d)?\.npy|\.(mp4|avi|mkv|mov|webm))$", "", base, flags=re.IGNORECASE)
 
 
 def read_annotations(path: str | Path) -> dict[str, tuple[Event, ...]]:

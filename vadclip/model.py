@@ -36,6 +36,8 @@ class VadCLIP(nn.Module):
         self.config = config
         self.feature_settings: Mapping[str, Any] | None = None
         """How the features that it was trained on were made (:mod:`vadclip.sidecar`); None where nothing says."""
+        self.mirrored: bool | None = None
+        """Whether it is tested, and so to be run, on the mirrored centre of frames; None where nothing says."""
         width = config.embed_dim
         self.clipmodel: Any = build_clip(width, config.clip) if clip is None else clip
         self.frame_position_embeddings = nn.Embedding(config.positions, width)

@@ -28,6 +28,7 @@ class Scorer(Protocol):
         description: what it is and on what it runs, in one line.
         sha256: of the checkpoint file, or of the bundle's manifest; None for a model that is no file.
         feature_settings: how its features are to be made (:mod:`vadclip.sidecar`); None where nothing says.
+        mirrored: whether it runs on the mirrored centre of frames; None where nothing says.
     """
 
     labels: Sequence[str]
@@ -36,6 +37,7 @@ class Scorer(Protocol):
     description: str
     sha256: str | None
     feature_settings: FeatureSettings | None
+    mirrored: bool | None
 
     def score(self, features: NDArray[np.float32]) -> Scores:
         """Scores of one video's features [n,d]."""
@@ -67,6 +69,7 @@ class ModelScorer:
         self.description = f"PyTorch {torch.__version__} on {place}"
         self.sha256 = sha256
         self.feature_settings: FeatureSettings | None = model.feature_settings
+        self.mirrored: bool | None = model.mirrored
 
     def score(self, features: NDArray[np.float32]) -> Scores:
         """Scores of one video's features [n,d]."""
@@ -102,6 +105,7 @@ class EngineScorer:
             "sampling": engine.bundle.sampling.to_manifest(),
             "preprocessing": image_settings(engine.bundle.preprocessing),
         }
+        self.mirrored: bool | None = engine.bundle.preprocessing.mirror
 
     def score(self, features: NDArray[np.float32]) -> Scores:
         """Scores of one video's features [n,d]."""

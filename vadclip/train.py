@@ -76,7 +76,9 @@ def new_model(
     config = new_config(preset, clip, design, mask_padding=mask_padding)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VadCLIP(config, clip)
+        model = VadCLIP(config, clip)
+    model.mirrored = preset.mirrored
+    return model
 
 
 def new_config(
@@ -198,6 +200,8 @@ class Trainer:
                     saved = time.monotonic()
             if not state.evaluated:
                 self._evaluate(len(batches))
+            elif state.sums[-1]:  # the batches since the last evaluation
+                self._log(len(batches), None)
             if recipe.roll_back and self._best:
                 self._load(self._best)
             state.epoch, state.batch, state.evaluated, state.seconds = state.epoch + 1, 0, False, 0.0
@@ -250,6 +254,11 @@ class Trainer:
             if state.best is None or score > state.best:
                 state.best, state.best_epoch = score, state.epoch
                 self._best = {name: value.detach().clone() for name, value in self._parameters.items()}
+        self._log(batches, score)
+
+    def _log(self, batches: int, score: float | None) -> None:
+        """Write a row of the mean losses since the last one, of this epoch."""
+        state = self._state
         bce, nce, contrast, count = state.sums
         state.sums = [0.0, 0.0, 0.0, 0.0]
         lr = self._recipe.lr_at(state.epoch)
@@ -296,7 +305,9 @@ class Trainer:
         except Exception as error:  # a damaged file can fail anywhere in the reader
             raise UserError(f"{path} is damaged ({type(error).__name__}): remove it to begin again") from error
         ours = json.loads(json.dumps(self._run))
-        if differing := sorted(key for key in {*run, *ours} if run.get(key) != ours.get(key)):
+        # The first in order tells most: another list has other contents too. What an earlier version has not written
+        # down cannot be compared.
+        if differing := [key for key in {**ours, **run} if key in run and run[key] != ours.get(key)]:
             raise UserError(
                 f"{self._out} holds a run with another {differing[0]}: give the same to go on, or another folder"
             )
@@ -336,10 +347,11 @@ def train(
     *,
     select: Select = "validation",
     scorer: Scorer | None = None,
+    test_set: str | None = None,
     validation: float = 0.1,
     crop: int = 0,
     allow_missing: bool = False,
-    cache: bool = True,
+    cache: bool | Path = True,
     device: str | torch.device = "cpu",
     precision: Precision = "auto",
     save_seconds: float = 300.0,
@@ -361,10 +373,13 @@ def train(
             trained on; ``test`` those that are best by ``scorer``, which the released code lets the TEST list
             decide; ``last`` the last ones, trained on all of the list.
         scorer: for ``select="test"``: :func:`snippet_scorer` or :func:`video_scorer` of the test list.
+        test_set: what tells this test list from others (:attr:`vadclip.evaluate.TestSet.fingerprint`): a run is not
+            gone on with by another one's scores.
         validation: share of the videos that are set aside.
         crop: number of the crop to validate on, :attr:`vadclip.presets.Preset.centre_crop`.
         allow_missing: go on without the files that are not there.
-        cache: keep a packed copy of the features in the folder.
+        cache: keep a packed copy of the features in the run's folder, or in this one, which runs may share that set
+            the same videos aside.
         device: such as ``cpu`` or ``cuda``.
         precision: see :class:`Trainer`.
         save_seconds: see there.
@@ -404,6 +419,20 @@ def train(
     if listed.normal.all() or not listed.normal.any():
         kind = "abnormal" if listed.normal.all() else "normal"
         raise UserError(f"{listed.source} has no {kind} video to train on: training needs both kinds")
+    width, positions = model.config.embed_dim, model.config.positions
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}): name a folder for the run") from error
+    if not ranks.first:
+        ranks.wait()  # until rank 0 has packed the features
+    packed = out if cache is True else cache
+    store = open_store(listed, width, positions, packed / "features" if packed else None)
+    digests = [store.digest]
+    if held is not None:
+        kept = open_store(held, width, positions, packed / "features-validation" if packed else None)
+        scorer = video_scorer(kept, held.normal, model.config)
+        digests.append(kept.digest)
     run = {
         "recipe": asdict(recipe),
         "training list": listed.fingerprint(),
@@ -411,21 +440,13 @@ def train(
         "configuration": json.loads(model.config.to_json()),
         "precision": precision,
         "features": model.feature_settings,
+        "contents of the feature files": digests,
+        "crop to validate on": crop if held else None,
+        "test list": test_set,
         "initial model": _weights_sha256(model),
     }
-    width, positions = model.config.embed_dim, model.config.positions
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if ranks.first and not (out / "state.pt").exists():
-            write_json(out / "run.json", run)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to ({error.strerror}): name a folder for the run") from error
-    if not ranks.first:
-        ranks.wait()  # until rank 0 has packed the features
-    store = open_store(listed, width, positions, out / "features" if cache else None)
-    if held is not None:
-        kept = open_store(held, width, positions, out / "features-validation" if cache else None)
-        scorer = video_scorer(kept, held.normal, model.config)
+    if ranks.first and not (out / "state.pt").exists():
+        write_json(out / "run.json", run)
     if ranks.first:
         ranks.wait()
     say(f"training on {len(listed)} feature files ({int(listed.normal.sum())} normal), recipe {recipe.name}")

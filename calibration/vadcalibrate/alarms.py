@@ -1,18 +1,22 @@
 """Thresholds for a wanted rate of false alarms, from footage in which nothing happened.
 
 An alarm is an event of a class as the runtime finds it: a stretch at or above the release level that reaches the
-threshold and is long enough, where stretches of one class that are nearer than the merge gap are one. What is nearer
-than that may depend on each other in any way; alarms that are further apart are taken for a Poisson process, whose rate
-may change with the hour of the day as long as the footage has all hours in the same shares as the days to come.
+threshold and is long enough, where stretches of one class that are nearer than the merge gap are one. Alarms come in
+bursts that start at random (a Poisson process), whose rate may change with the hour of the day as long as the footage
+has all hours in the same shares as the days to come. What belongs to one burst may depend on each other in any way.
 
 Thresholds begin at the top, where nothing alarms, and are lowered level by level, always that of the class with the
-fewest alarms so far, until the next step would bring one alarm too many: more than those whose exact upper limit
-is the wanted rate. On a clock that runs with the expected number of alarms, alarms come at unit rate whatever class is
+fewest alarms so far, until the next step would bring one alarm too many: more than those whose upper limit is the
+wanted rate. On a clock that runs with the expected number of bursts, bursts come at unit rate whatever class is
 lowered next, as long as that depends only on alarms that are counted already. The clock's reading when one too many
 comes has the same distribution as for one threshold, so looking at the footage to choose costs no confidence.
 
-Where counts of alarms in stretches of ten minutes vary more than a Poisson process's would, alarms come in bursts that
-the merge gap does not join; limits are then widened by their index of dispersion.
+How large bursts are, the footage has to say. The index of dispersion is taken of counts in stretches of four hours, or
+of a twentieth of shorter footage, at the highest level at which there are a hundred alarms (and no fewer than may be
+allowed); every limit is widened by its upper limit, not only where bursts are evident: a few alarms look independent
+whatever they are. This assumes that bursts are over within a stretch, that their sizes are no more uneven than
+geometric ones, and that they are no larger at higher levels. With fewer than 30 alarms at any level bursts cannot be
+judged; what is bounded then is the rate of bursts, however many alarms each may hold.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vadcalibrate.footage import Footage
+from vadcalibrate.footage import Footage, plural
 from vadcalibrate.rates import Dispersion, days_needed, dispersion, most_events, rate_above
 from vadrun.errors import UserError
 from vadrun.events import EventRule
@@ -32,8 +36,10 @@ DAY = 86400.0
 _LOWEST = 0.1  # what a class score below this says of its class is nothing
 _HIGHEST = 0.99999  # results on disk have six decimals
 _STEP = 0.1  # of log-odds, from one level to the next
-_BLOCK = 600.0  # seconds of a block in which alarms are counted for their dispersion
-_SUSPICIOUS = 0.1  # chance below which alarms are taken to come in bursts
+_STRETCH = 4 * 3600.0  # seconds in which alarms are counted for their dispersion
+_STRETCHES = 20  # the fewest
+_ENOUGH = 100  # alarms for their dispersion, where there are as many
+_SHOWN = 3  # moments that held the thresholds up
 
 Floats = NDArray[np.float64]
 
@@ -105,6 +111,26 @@ class ClassAlarms:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A moment of the footage that would be the next alarm, or is one already.
+
+    Attributes:
+        source: the video.
+        start: seconds.
+        label: of its class.
+        peak: highest score of its class in it.
+    """
+
+    source: str
+    start: float
+    label: str
+    peak: float
+
+    def __str__(self) -> str:
+        return f"{self.source} at {self.start:.0f} s ({self.label} {self.peak:.5f})"
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """Thresholds of all classes, and what the footage says of them.
 
@@ -116,7 +142,8 @@ class Thresholds:
         allowed: the most alarms that the footage may hold for the wanted rate; the next one stopped the lowering.
         at_most: upper limit of the rate of all classes together, per day.
         shown: whether ``at_most`` is the wanted rate or less. False: the footage is too short for it.
-        bursts: how far alarms come in bursts, at a level at which there are enough of them; None without such.
+        bursts: how far alarms come in bursts; None where that cannot be judged, and limits are of bursts a day.
+        stopped: the alarms with the highest peaks one level below the thresholds; empty where those are the lowest.
     """
 
     wanted: float
@@ -127,6 +154,7 @@ class Thresholds:
     at_most: float
     shown: bool
     bursts: Dispersion | None
+    stopped: tuple[Moment, ...]
 
     @property
     def count(self) -> int:
@@ -135,7 +163,7 @@ class Thresholds:
 
     @property
     def index(self) -> float:
-        """The index of dispersion that limits are widened by; 1 where alarms do not come in bursts."""
+        """The index of dispersion that limits are widened by; 1 where bursts are not judged."""
         return _index(self.bursts)
 
 
@@ -166,16 +194,21 @@ def set_thresholds(
     curves = {
         label: [len(tracks[label].events(at_level(rule, level))) for level in grid] for label, rule in rules.items()
     }
-    bursts = _bursts(tracks, rules, grid, curves)
+    allowed = most_events(wanted, days, confidence)
+    bursts = _bursts(tracks, rules, grid, curves, max(_ENOUGH, allowed), confidence)
     index = _index(bursts)
     most = most_events(wanted, days, confidence, index)
     shown = most >= 0
     if not shown and not allow_short:
         need, can = days_needed(wanted, confidence, index), rate_above(0, days, confidence, index)
-        why = "" if index == 1 else f" (its alarms come in bursts, index of dispersion {index:.1f})"
+        why = (
+            f" (its alarms may come in bursts: index of dispersion {bursts.index:.1f}, at most {index:.1f})"
+            if bursts is not None
+            else ""
+        )
         raise UserError(
-            f"{_hours(days)} of normal footage cannot show {wanted:g} false alarms a day with {confidence:.0%} "
-            f"confidence, even if there is none in it: that takes {_hours(need)}{why}; give more, ask for "
+            f"{duration(days)} of normal footage cannot show {wanted:g} false alarms a day with {confidence:.0%} "
+            f"confidence, even if there is none in it: that takes {duration(need)}{why}; give more, ask for "
             f"{_up(can):g} a day or more, or give --allow-short to get thresholds for what can be shown"
         )
     most = max(most, 0)
@@ -185,7 +218,12 @@ def set_thresholds(
         return curves[label][position[label]]
 
     if sum(map(counted, rules)) > most:
-        raise UserError(_too_often(footage, tracks, rules, grid[0], most, wanted))
+        where = _moments(footage, rules, dict.fromkeys(rules, float(grid[0])))
+        raise UserError(
+            f"the footage that was given as normal has {plural(len(where), 'alarm')} even at a threshold of "
+            f"{grid[0]:.5f}, and {wanted:g} a day allow {most}: look at {'; '.join(map(str, where[:_SHOWN]))}; take "
+            "true events out of it, or ask for a higher rate"
+        )
     while lowerable := [label for label in rules if position[label] + 1 < len(grid)]:
         label = min(lowerable, key=lambda name: (counted(name), position[name]))
         rest = sum(counted(other) for other in rules if other != label)
@@ -200,52 +238,53 @@ def set_thresholds(
     # The bound of the procedure, not of the count that is left: the next alarm stopped it, wherever it came.
     at_most = rate_above(most, days, confidence, index)
     assert count <= most
-    return Thresholds(wanted, confidence, days, classes, most, at_most, shown, bursts)
+    below = {label: float(grid[position[label] + 1]) for label in lowerable}
+    stopped = tuple(_moments(footage, rules, below)[:_SHOWN])
+    return Thresholds(wanted, confidence, days, classes, most, at_most, shown, bursts, stopped)
 
 
 def _bursts(
-    tracks: Mapping[str, Track], rules: Mapping[str, EventRule], grid: Floats, curves: Mapping[str, Sequence[int]]
+    tracks: Mapping[str, Track],
+    rules: Mapping[str, EventRule],
+    grid: Floats,
+    curves: Mapping[str, Sequence[int]],
+    enough: int,
+    confidence: float,
 ) -> Dispersion | None:
-    """The dispersion of all classes' alarms at the highest level at which there are 30, or else at the lowest."""
+    """The dispersion of all classes' alarms at the highest level at which there are enough, or else at the lowest."""
     together = np.sum([curves[label] for label in rules], axis=0)
-    enough = np.flatnonzero(together >= 30)
-    level = float(grid[enough[0] if len(enough) else -1])
+    reached = np.flatnonzero(together >= enough)
+    level = float(grid[reached[0] if len(reached) else -1])
     whole = max(float(found.end[-1]) for found in tracks.values())
-    blocks = np.arange(0.0, whole + _BLOCK, _BLOCK)
+    stretches = max(_STRETCHES, int(np.ceil(whole / _STRETCH)))
     starts = [tracks[label].events(at_level(rule, level))[:, 0] for label, rule in rules.items()]
-    counts, _ = np.histogram(np.concatenate(starts), blocks)
-    return dispersion(counts[:-1].tolist())  # the last block is not whole
+    counts, _ = np.histogram(np.concatenate(starts), np.linspace(0.0, whole, stretches + 1))
+    return dispersion(counts.tolist(), whole / stretches, confidence)
 
 
 def _index(bursts: Dispersion | None) -> float:
-    return bursts.index if bursts is not None and bursts.chance < _SUSPICIOUS else 1.0
+    return 1.0 if bursts is None else bursts.at_most
 
 
-def _too_often(
-    footage: Sequence[Footage],
-    tracks: Mapping[str, Track],
-    rules: Mapping[str, EventRule],
-    level: float,
-    most: int,
-    wanted: float,
-) -> str:
-    """A sentence that names the footage that is most probably not normal."""
-    where = []
+def _moments(
+    footage: Sequence[Footage], rules: Mapping[str, EventRule], thresholds: Mapping[str, float]
+) -> list[Moment]:
+    """All alarms at some classes' thresholds, the highest peaks first."""
+    found = []
     for column, label in enumerate(rules, start=1):
+        if label not in thresholds:
+            continue
+        rule = at_level(rules[label], thresholds[label])
         for item in footage:
             alone = Track(item.scores[:, column], item.spans[:, 0], item.spans[:, 1])
-            where += [
-                (peak, item.source, start, label) for start, _, peak in alone.events(at_level(rules[label], level))
-            ]
-    where.sort(key=lambda entry: -entry[0])
-    shown = "; ".join(f"{source} at {start:.0f} s ({label} {peak:.5f})" for peak, source, start, label in where[:3])
-    return (
-        f"the footage that was given as normal has {len(where)} alarms even at a threshold of {level:.5f}, and "
-        f"{wanted:g} a day allow {most}: look at {shown}; take true events out of it, or ask for a higher rate"
-    )
+            found += [Moment(item.source, float(start), label, float(peak)) for start, _, peak in alone.events(rule)]
+    return sorted(found, key=lambda moment: -moment.peak)
 
 
-def _hours(days: float) -> str:
+def duration(days: float) -> str:
+    """A length of time in words, for people who plan recordings."""
+    if days > 36525:
+        return "more than 100 years"
     hours = days * 24
     if hours >= 48:
         return f"{days:.1f} days"

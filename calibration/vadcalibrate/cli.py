@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
 def _alarms(arguments: argparse.Namespace) -> int:
     from vadcalibrate import document, labelled, probability
     from vadcalibrate.alarms import set_thresholds
-    from vadcalibrate.footage import read_footage
+    from vadcalibrate.footage import read_footage, repeated
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
     from vadrun.files import write_json
@@ -167,9 +167,9 @@ def _alarms(arguments: argparse.Namespace) -> int:
             clips = read_footage(arguments.labelled, engine, progress) if arguments.labelled else []
             events = labelled.read_events(arguments.annotations, clips, labels) if clips else []
             normal = read_footage(arguments.normal, engine, progress)
-        both = {item.source for item in normal} & {clips[event.clip].source for event in events}
-        if both:
-            raise UserError(f"{sorted(both)[0]} is given as normal, but has labelled events: take it out of --normal")
+        with_events = [clips[index] for index in sorted({event.clip for event in events})]
+        if both := repeated([*normal, *with_events]):
+            raise UserError(f"{both[0].source} is given as normal, but has labelled events: take it out of --normal")
         rules = labelled.shaped_rules(labels, clips, events, arguments.merge_gap)
         thresholds = set_thresholds(
             normal, rules, arguments.false_alarms_per_day, arguments.confidence, arguments.allow_short
@@ -245,12 +245,13 @@ def _check_common(arguments: argparse.Namespace) -> None:
 
 def _ranges(arguments: argparse.Namespace) -> int:
     from vadcalibrate.diverse import LEAST, choose_frames
+    from vadcalibrate.footage import plural
     from vadcalibrate.ranges import collect
     from vadrun.engine import Engine
 
     if arguments.frames < LEAST:
         raise UserError(f"--frames is {arguments.frames}: give {LEAST} or more")
-    if arguments.out.suffix != ".npz" or not arguments.out.parent.is_dir():
+    if arguments.out.suffix != ".npz" or not arguments.out.parent.is_dir() or arguments.out.is_dir():
         raise UserError(f"--out is {arguments.out}: give a file that ends in .npz, in a folder that is there")
     with Engine.load(arguments.engine, precision="fp32") as engine:
         reading = ProgressLine("reading", not arguments.quiet)
@@ -262,8 +263,9 @@ def _ranges(arguments: argparse.Namespace) -> int:
     running.clear()
     made.save(arguments.out)
     print(
-        f"ranges of {len(made.linears)} linears from {made.origin['frames']} frames of {chosen.videos} videos, chosen "
-        f"from {chosen.candidates} (none is further from them than {chosen.reach:.3f} in cosine distance); "
+        f"ranges of {len(made.linears)} linears from {made.origin['frames']} frames of "
+        f"{plural(chosen.videos, 'video')}, chosen from {chosen.candidates} "
+        f"(none is further from them than {chosen.reach:.3f} in cosine distance); "
         f"{len(made.frames)} more to check with"
     )
     print(f"next: vadexport build --checkpoint FILE --precision int8 --ranges {arguments.out} --out DIR")

@@ -6,14 +6,15 @@ It holds alarms, a gate, or both; each command writes its own part and keeps the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vadcalibrate.alarms import DAY, Thresholds, levels
-from vadcalibrate.footage import Footage
+from vadcalibrate.alarms import DAY, Moment, Thresholds, duration, levels
+from vadcalibrate.footage import Footage, plural
 from vadcalibrate.gate import Chosen, Measured
 from vadcalibrate.labelled import Outcome
 from vadcalibrate.probability import Fitted
@@ -29,12 +30,16 @@ _EDGES = np.linspace(-12.0, 12.0, 97)  # of the histogram of normal scores, in l
 
 GATE = "gate"
 _SHARED = ("schema", "kind", "camera", "bundle", "labels", "sampling")
+_HIGH = 0.95  # a threshold above it finds next to nothing
 
 METHOD = (
     "Alarms are the runtime's events of a class; those of one class that are nearer than the merge gap are one. "
-    "Alarms further apart are taken for a Poisson process, as frequent at any hour as in this footage. Thresholds were "
-    "lowered level by level, always that of the class with the fewest alarms, until one more would be too many by the "
-    "exact (Garwood) upper limit, which is widened by the index of dispersion where alarms come in bursts."
+    "Alarms come in bursts that start at random, as frequent at any hour as in this footage. Thresholds were lowered "
+    "level by level, always that of the class with the fewest alarms, until one more would be too many by the "
+    "(Garwood) upper limit. Limits are widened by the upper limit of the index of dispersion, which assumes that "
+    "bursts are over within the stretches of time that it is of, no more uneven than geometric in size, and no larger "
+    "at higher levels. "
+    "Where it cannot be judged, limits are of bursts, whatever number of alarms each holds."
 )
 
 GATE_METHOD = (
@@ -201,7 +206,7 @@ def document(
             **entry.rule.to_json(),
             "count": entry.count,
             "per_day": [
-                rate_below(entry.count, days, confidence),
+                rate_below(entry.count, days, confidence, thresholds.index),
                 entry.count / days,
                 rate_above(entry.count, days, confidence, thresholds.index),
             ],
@@ -226,8 +231,9 @@ def document(
             "per_day": thresholds.count / days,
             "at_most": thresholds.at_most,
             "shown": thresholds.shown,
-            "bursts": None if bursts is None else {"index": bursts.index, "chance": bursts.chance},
+            "bursts": None if bursts is None else asdict(bursts),
             "index": thresholds.index,
+            "stopped": [asdict(moment) for moment in thresholds.stopped],
         },
         "method": METHOD,
         "classes": classes,
@@ -269,26 +275,45 @@ def summary(value: dict[str, Any]) -> str:
         "events found",
     ]
     footage, total = value["footage"], value["total"]
+    bursts, stopped = total["bursts"], [str(Moment(**moment)) for moment in total["stopped"]]
+    what = "" if bursts is not None else "bursts of them "
     lines = [
         table(header, rows, right=(1, 2, 3, 4)),
-        f"all classes: {total['count']} false alarms in {footage['hours']:.2f} hours; at most {total['at_most']:.3g} a "
-        f"day with {value['confidence']:.0%} confidence",
+        f"all classes: {plural(total['count'], 'false alarm')} in {footage['hours']:.2f} hours; at most "
+        f"{total['at_most']:.3g} {what}a day with {value['confidence']:.0%} confidence",
     ]
     if not total["shown"]:
         need = days_needed(value["wanted"], value["confidence"], total["index"])
         lines.append(
             f"this footage is too short to show the {value['wanted']:g} a day that were asked for: that takes "
-            f"{need * DAY / 3600:.1f} hours without an alarm"
+            f"{duration(need)} without an alarm"
         )
-    if total["index"] > 1:
+    if bursts is None:
         lines.append(
-            f"alarms come in bursts here (index of dispersion {total['index']:.1f}, 1 without), so "
-            "the limit is wider; a longer --merge-gap makes one alarm of each"
+            "bursts are not judged: even at the lowest level there are too few alarms to tell whether they come in "
+            "bursts, so the limit is of bursts a day, whatever number of alarms each may hold"
         )
+    else:
+        lines.append(
+            f"bursts: index of dispersion {bursts['index']:.1f} (1 without any), at most {bursts['at_most']:.1f}, by "
+            f"which limits are widened; from {bursts['events']} alarms, for bursts of up to "
+            f"{duration(bursts['seconds'] / DAY)}"
+        )
+        if bursts["index"] > 2:
+            lines.append("alarms come in bursts here: a longer --merge-gap makes one alarm of each")
+    if stopped:
+        lines.append(f"what held the thresholds up: {'; '.join(stopped)}")
+        high = [label for label, entry in value["classes"].items() if entry["threshold"] > _HIGH]
+        if high:
+            lines.append(
+                f"warning: a threshold above {_HIGH:g} finds next to nothing ({', '.join(high)}): where these moments "
+                "are true events, the footage is not normal: take them out of it"
+            )
     if value["reliability"] is not None:
         before, after = value["reliability"]["before"], value["reliability"]["after"]
+        clips = plural(value["reliability"]["clips"], "clip")
         lines.append(
-            f"probabilities by {value['probabilities']['method']} from {value['reliability']['clips']} clips: "
+            f"probabilities by {value['probabilities']['method']} from {clips}: "
             f"calibration error {before['error']:.3f} before, {after['error']:.3f} after (clips that were held out)"
         )
     return "\n".join(lines)

@@ -16,9 +16,10 @@ from vadrun.calibration import class_scores
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
+from vadrun.files import sha256
 from vadrun.pipeline import run_video
 from vadrun.sinks import RESULT
-from vadrun.sources import named_videos
+from vadrun.sources import find_videos, named_videos
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float, float | None], None]
@@ -58,25 +59,36 @@ def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lam
 
     Raises:
         UserError: nothing there, a video that cannot be read, results of another bundle, of a run with a calibration
-            that changed its scores, or scores that are not finite.
+            that changed its scores or with held features, scores or times that are not finite, the same video twice, or
+            a folder that holds both videos and results.
     """
     found: list[Footage] = []
     for path in paths:
         results = sorted(path.rglob(RESULT)) if path.is_dir() else []
         if results:
+            if videos := find_videos(path):
+                raise UserError(
+                    f"{path} holds both results of vadrun and videos ({plural(len(videos), 'video')}, such as "
+                    f"{videos[0].name}), which may be the same hours: name either, not the folder of both"
+                )
             found += [_from_result(result.parent, engine) for result in results]
             continue
         for video in named_videos([path]):
             found.append(_from_video(video, engine, progress))
     if not found:
         raise UserError("no footage was named: give videos, or folders of videos or of vadrun's results")
-    names = [item.source for item in found]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{twice} is there twice, which would count its hours twice: name it once")
+    if twice := repeated(found):
+        first, second = twice
+        same = "" if first.source == second.source else f" (as {second.source} too)"
+        raise UserError(f"{first.source} is there twice{same}, which would count its hours twice: name it once")
     for item in found:
         if not len(item.scores):
             raise UserError(f"{item.source} holds no snippet: leave it out")
+        edges = item.spans.ravel()
+        if not (np.isfinite(edges).all() and (item.spans[:, 1] > item.spans[:, 0]).all() and _rising(item.spans)):
+            raise UserError(
+                f"{item.source} has snippets whose times are not finite or do not rise: score it again, or leave it out"
+            )
         bad = np.atleast_1d(~np.isfinite(item.scores).all(axis=1))
         if bad.any():
             raise UserError(
@@ -84,6 +96,38 @@ def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lam
                 f"({int(bad.sum())} of {len(bad)} snippets): score it again, or leave it out"
             )
     return found
+
+
+def _rising(spans: Floats) -> bool:
+    return bool((np.diff(spans, axis=0) >= 0).all())
+
+
+def repeated(footage: Sequence[Footage]) -> tuple[Footage, Footage] | None:
+    """Two that are of one video, by its path, whatever way it is spelt, or by its content; None without such."""
+    paths: dict[Path, Footage] = {}
+    sizes: dict[int, list[tuple[Path, Footage]]] = {}
+    for item in footage:
+        path = Path(item.source).resolve()
+        if path in paths:
+            return paths[path], item
+        paths[path] = item
+        if path.is_file():
+            sizes.setdefault(path.stat().st_size, []).append((path, item))
+    for alike in sizes.values():
+        if len(alike) == 1:  # hours of footage are read only where another file is as large to the byte
+            continue
+        hashes: dict[str, Footage] = {}
+        for path, item in alike:
+            digest = sha256(path)
+            if digest in hashes:
+                return hashes[digest], item
+            hashes[digest] = item
+    return None
+
+
+def plural(count: int, name: str) -> str:
+    """A count with its noun."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 @dataclass
@@ -123,17 +167,24 @@ def _from_result(folder: Path, engine: Engine) -> Footage:
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         bundle, source = result["bundle"]["sha256"], str(result["source"])
-        video, rule, damage = result["video"], result["rule"], result["damage"]
+        video, damage = result["video"], result["damage"]
+        probabilities = result["rule"].get("probabilities")
+        held = result.get("gate") is not None and result["gate"]["mode"] != "shadow"
         rate, picture = float(video["rate"]), (int(video["width"]), int(video["height"]))
         precision = str(result["backend"]["precision"])
         with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
             header, *rows = list(csv.reader(stream))
         values = np.array([[float(cell) for cell in row] for row in rows], np.float64).reshape(-1, len(header))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} does not read as a result of vadrun ({error}): {again}") from error
     if bundle != engine.bundle.sha256:
         raise UserError(f"{folder} is of another bundle than {engine.bundle.root}: {again} with this one")
-    if rule.get("probabilities") is not None:
+    if held:
+        raise UserError(
+            f"{folder} is of a run with --gate, whose scores are partly of held features: {again} without it, or with "
+            "--gate shadow"
+        )
+    if probabilities is not None:
         raise UserError(f"{folder} holds calibrated probabilities, not the bundle's scores: {again} without them")
     if damage is not None:
         raise UserError(f"{damage}; leave its results out, or cut a sound part from it")

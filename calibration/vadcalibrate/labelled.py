@@ -76,10 +76,13 @@ def read_events(path: Path, footage: Sequence[Footage], labels: Sequence[str]) -
             raise UserError(f"{path}, line {line}: start and end are no frame numbers; correct the line") from error
         item = footage[clips[name]]
         start, stop = first / item.rate, end / item.rate
-        if not 0 <= start < min(stop, float(item.spans[-1, 1])):
+        scored = float(item.spans[-1, 1])
+        # A clip's last frames may be too few for a snippet.
+        after = scored + float(item.spans[-1, 1] - item.spans[-1, 0])
+        if not (0 <= start < min(stop, scored) and stop <= after):
             raise UserError(
                 f"{path}, line {line}: frames {first} to {end} are not in {item.source}, which is scored for "
-                f"{item.spans[-1, 1]:.1f} s; correct the line"
+                f"{scored:.1f} s; correct the line"
             )
         events.append(LabelledEvent(clips[name], label, start, stop))
     if not events:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vadcalibrate.diverse import Chosen
 from vadrun.bundle import Bundle
 from vadrun.errors import UserError
+from vadrun.files import write_bytes
 
 PERCENTILES = (99.9, 99.99, 99.999, 100.0)
 KIND = "vadclip-edge ranges 1"
@@ -67,12 +68,7 @@ class Ranges:
         values = {f"method {name}": np.array(found, np.float64) for name, found in self.methods.items()}
         stream = io.BytesIO()
         np.savez_compressed(stream, facts=np.array(json.dumps(facts)), frames=self.frames, **values)  # type: ignore[arg-type]
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_bytes(stream.getvalue())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(path, stream.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Ranges:

@@ -143,13 +143,13 @@ def _scores(value: dict[str, Any]) -> Figure:
 
 def _alarms(value: dict[str, Any]) -> Figure:
     figure, grid = _grid(value, 2.8)
-    days, confidence = value["footage"]["hours"] / 24, value["confidence"]
+    days, confidence, index = value["footage"]["hours"] / 24, value["confidence"], value["total"]["index"]
     levels = _odds(value["levels"])
     for axes, (label, entry) in zip(grid, value["classes"].items(), strict=True):
         counts = np.asarray(entry["curve"])
         known = {int(count) for count in counts}
-        above = {count: rate_above(count, days, confidence, value["total"]["index"]) for count in known}
-        below = {count: rate_below(count, days, confidence) for count in known}
+        above = {count: rate_above(count, days, confidence, index) for count in known}
+        below = {count: rate_below(count, days, confidence, index) for count in known}
         axes.fill_between(
             levels, [below[c] for c in counts], [above[c] for c in counts], alpha=0.25, linewidth=0, step="mid"
         )

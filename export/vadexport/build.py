@@ -98,7 +98,9 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         raise UserError(
             f"{options.checkpoint} is an ablation ({_named(config.design)}): train the whole model to build a bundle"
         )
-    preprocessing = Preprocessing.for_size(config.clip.image_size, crop=options.crop, mirror=_mirror(options))
+    preprocessing = Preprocessing.for_size(
+        config.clip.image_size, crop=options.crop, mirror=_mirror(options, model.mirrored)
+    )
     sampling = _sampling(options, model.feature_settings, preprocessing)
     if options.probe:
         say(f"reading probe frames of {len(options.probe)} video{'s' if len(options.probe) > 1 else ''}")
@@ -190,9 +192,12 @@ def _named(design: Design) -> str:
     )
 
 
-def _mirror(options: BuildOptions) -> bool:
+def _mirror(options: BuildOptions, trained: bool | None) -> bool:
+    """What was asked for, or else what the checkpoint was selected and tested on, or else the dataset's."""
     if options.mirror is not None:
         return options.mirror
+    if trained is not None:
+        return trained
     return options.dataset is not None and get_preset(options.dataset).mirrored
 
 

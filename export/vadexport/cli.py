@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "--mirror",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="mirror frames (default: as the dataset's test features)",
+        help="mirror frames (default: as the model was trained, else as the dataset's test features)",
     )
 
     k = commands.add_parser(

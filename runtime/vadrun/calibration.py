@@ -234,8 +234,10 @@ class Calibration:
         """What the file says of false alarms, as a clause."""
         total = self.document.get("total") or {}
         try:
+            # Where the footage could not tell whether alarms come in bursts, the limit is of bursts.
+            what = "bursts of false alarms" if total.get("bursts", {}) is None else "false alarms"
             return (
-                f"at most {float(total['at_most']):.3g} false alarms a day with "
+                f"at most {float(total['at_most']):.3g} {what} a day with "
                 f"{float(self.document['confidence']):.0%} confidence"
             )
         except (KeyError, TypeError, ValueError):

@@ -96,6 +96,12 @@ class ProgressLine:
         left = (now - self._began) / max(done, 1) * (total - done)
         self._draw(now, f"{done} of {total} {what}  {clock(left)} left")
 
+    def part(self, text: str, done: float, total: float) -> None:
+        """``text``, and the time that is left where ``done`` of ``total`` equal parts of the work are done."""
+        now = time.monotonic()
+        left = (now - self._began) / max(done, 1e-6) * max(total - done, 0.0)
+        self._draw(now, f"{text}  {clock(left)} left")
+
     def _draw(self, now: float, text: str) -> None:
         if self._enabled and now - self._drawn >= 0.2:
             self._drawn = now

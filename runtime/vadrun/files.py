@@ -83,7 +83,7 @@ def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
     On any exception (an interrupt too) the temporary directory is removed and ``target`` stays as it was.
 
     Raises:
-        UserError: the place cannot be written to (a full disk too, whenever it shows), or ``target`` is a file, or
+        UserError: the place cannot be written to (a full disk too, whenever it shows), ``target`` is a file, or it
             exists and ``replace`` is false.
     """
     if target.exists() and not replace:

@@ -66,8 +66,12 @@ def test_from_videos_to_a_report(bundles: dict[str, Path], recordings: Path, tmp
     assert "Calibration of gate" in page and all(name in page for name in names - {"index.html"})
     assert "exists already" in refused(capsys, main(["report", str(out), "--out", str(report)]))
     assert main(["report", str(out), "--out", str(report), "--force"]) == 0
-    (report / "alarms.png").unlink()  # as in a folder of something else
-    assert "is not a report" in refused(capsys, main(["report", str(out), "--out", str(report), "--force"]))
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "keep.txt").write_text("x")
+    for place, said in ((precious, "is not a report and not empty"), (precious / "keep.txt", "is a file")):
+        assert said in refused(capsys, main(["report", str(out), "--out", str(place), "--force"]))
+    assert (precious / "keep.txt").read_text() == "x"
 
 
 def test_results_of_vadrun_are_footage_too(
@@ -77,7 +81,7 @@ def test_results_of_vadrun_are_footage_too(
     assert (
         vadrun([str(recordings), "--engine", str(bundle), "--backend", "onnxruntime:cpu", "--out", str(results)]) == 0
     )
-    rate = ("--false-alarms-per-day", 3e4, "--json", "--quiet")
+    rate = ("--false-alarms-per-day", 2e5, "--json", "--quiet")
     documents = []
     for name, source in (("a", results), ("b", recordings)):
         capsys.readouterr()
@@ -95,6 +99,23 @@ def test_results_of_vadrun_are_footage_too(
     (broken / "scores.csv").write_text("\n".join([*text[:3], ",".join([*cells[:3], "nan", *cells[4:]]), *text[4:]]))
     said = refused(capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate))
     assert "scores that are not finite, the first at 1.3 s (1 of 8 snippets)" in said
+    cells = text[3].split(",")
+    (broken / "scores.csv").write_text("\n".join([*text[:3], ",".join([cells[0], "nan", *cells[2:]]), *text[4:]]))
+    said = refused(capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate))
+    assert "times are not finite or do not rise" in said
+    (broken / "scores.csv").write_text("\n".join(text) + "\n")
+    value = json.loads((broken / "result.json").read_text())
+    for changed, expected in (
+        ({"rule": None}, "does not read as a result"),
+        ({"gate": {"mode": "on"}}, "is of a run with --gate"),
+    ):
+        (broken / "result.json").write_text(json.dumps({**value, **changed}))
+        assert expected in refused(capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate))
+    (broken / "result.json").write_text(json.dumps(value))
+    (broken / "more.mp4").write_bytes(b"x")
+    said = refused(capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate))
+    assert "holds both results of vadrun and videos (1 video, such as more.mp4)" in said
+    (broken / "more.mp4").unlink()
     (broken / "scores.csv").write_text("snippet\nx\n")
     assert "does not read as a result" in refused(
         capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate)
@@ -111,12 +132,20 @@ def test_bad_input(bundles: dict[str, Path], recordings: Path, tmp_path: Path, c
     events.write_text(f"video,label,start,end\nr0,{label},20,90\n")
     normal = ("--normal", clip)
     (tmp_path / "empty").mkdir()
+    copy = shutil.copy(clip, tmp_path / "copy.mp4")
+    spelt = recordings / ".." / recordings.name / "r0.mp4"
     for arguments, said in (
         ((*normal, "--false-alarms-per-day", 0), "give a number above 0"),
         ((*normal, "--false-alarms-per-day", 1, "--confidence", 1), "give 0.5 or more and less than 1"),
         ((*normal, "--false-alarms-per-day", 1, "--labelled", clip), "go together"),
         ((*normal, "--false-alarms-per-day", 0.5), "cannot show 0.5 false alarms a day"),
         ((*normal, *normal[1:], "--false-alarms-per-day", 1e5), "is there twice"),
+        ((*normal, spelt, "--false-alarms-per-day", 1e5), "is there twice"),
+        ((*normal, copy, "--false-alarms-per-day", 1e5), "is there twice"),
+        (
+            ("--normal", spelt, "--false-alarms-per-day", 1e5, "--labelled", clip, "--annotations", events),
+            "is given as normal, but has labelled events",
+        ),
         (("--normal", tmp_path / "empty", "--false-alarms-per-day", 1), "holds no video files"),
         (("--normal", tmp_path / "none.mp4", "--false-alarms-per-day", 1), "does not exist"),
         (

@@ -34,6 +34,7 @@ def test_events_are_read(make_footage: Make, tmp_path: Path) -> None:
         ("a,riot,0,30", "has no class 'riot': use one of fight, fire"),
         ("a,fight,x,30", "are no frame numbers"),
         ("a,fight,3000,3030", "are not in a.mp4, which is scored for 20.0 s"),
+        ("a,fight,300,3000", "frames 300 to 3000 are not in a.mp4, which is scored for 20.0 s"),
         ("a,fight,30,30", "are not in a.mp4"),
         ("c,fight,0,30", "has no event in any of the 1 labelled clips"),
     ],

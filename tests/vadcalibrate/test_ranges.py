@@ -109,9 +109,12 @@ def test_a_file_of_ranges(bundles: dict[str, Path], chosen: Chosen, tmp_path: Pa
 def test_bad_input(bundles: dict[str, Path], tmp_path: Path, capsys: Printed) -> None:
     (tmp_path / "empty").mkdir()
     engine = ("--engine", bundles["ucf"])
+    folder = tmp_path / "f.npz"
+    folder.mkdir()
     for arguments, said in (
         ((*engine, "--videos", tmp_path / "empty", "--out", tmp_path / "r.npz"), "holds no video files"),
         ((*engine, "--videos", tmp_path, "--out", tmp_path / "r.txt"), "give a file that ends in .npz"),
+        ((*engine, "--videos", tmp_path, "--out", folder), "give a file that ends in .npz"),
         ((*engine, "--videos", tmp_path, "--out", tmp_path / "r.npz", "--frames", 3), "--frames is 3: give 8 or more"),
     ):
         assert main(["ranges", *(str(argument) for argument in arguments)]) == 2

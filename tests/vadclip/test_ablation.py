@@ -170,6 +170,31 @@ def test_from_a_list_to_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(command) == 0
     assert state.stat().st_mtime_ns == before  # nothing was trained again
     capsys.readouterr()
+    # The C-branch alone tells no classes.
+    assert all((row["AVG"] == "") == (row["row"] == "c-branch") for row in table)
+
+    # Another table in the same folder: the full model is there already, and so are the rows of the first call.
+    place = command.index("--rows")
+    more = [*command[:place], "--rows", "both-branches+both-prompts", "--seeds", "1"]
+    whole = (out / "runs" / "lgt-adapter" / "seed-1" / "state.pt").stat().st_mtime_ns
+    assert main(more) == 0
+    assert {path.name for path in (out / "runs").iterdir()} == {"baseline", "lgt-adapter", "c-branch"}
+    assert (out / "runs" / "lgt-adapter" / "seed-1" / "state.pt").stat().st_mtime_ns == whole
+    lines = (out / "ablation.md").read_text().splitlines()
+    assert [line.split(" ")[1] for line in lines if line.startswith("| ") and " row " not in line] == [
+        "baseline",
+        "lgt-adapter",
+        "c-branch",
+        "both-branches+both-prompts",
+    ]
+    assert [path.parent.name for path in out.rglob("features.bin")] == ["features"]  # one packed copy for all
+    capsys.readouterr()
+    truth = (tmp_path / "truth.csv").read_text()
+    (tmp_path / "truth.csv").write_text(truth.rsplit("\n", 2)[0] + "\n" + events[-1][:-1] + "9\n")  # a later end
+    assert main(more) == 0
+    assert "were made with another recipe or other lists" in capsys.readouterr().out
+    assert "baseline" not in (out / "ablation.md").read_text()
+    (tmp_path / "truth.csv").write_text(truth)
 
     select = ["train", *common, "--select", "test", "--out", tmp_path / "chosen"]
     select.remove("--quiet")
@@ -182,6 +207,12 @@ def test_from_a_list_to_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([str(part) for part in command]) == 0
     figures = json.loads(capsys.readouterr().out)["frame_metrics"]["confidence"]
     assert float(best) == pytest.approx(figures["auc"], abs=1e-4)
+
+    # Scores on another truth are another selection.
+    (tmp_path / "truth.csv").write_text(truth.rsplit("\n", 2)[0] + "\n" + events[-1][:-1] + "9\n")
+    assert main([str(part) for part in select]) == 2
+    assert "holds a run with another test list" in capsys.readouterr().err
+    (tmp_path / "truth.csv").write_text(truth)
 
     # What is wrong with the test list is found before anything is trained.
     late = ["ablate", *common, "--select", "last", "--out", tmp_path / "late"]

@@ -237,6 +237,19 @@ def test_saved_settings_can_be_changed_but_the_mask_stays(xd: Golden, tmp_path: 
     assert config.anomaly == "alignment"
 
 
+def test_saved_settings_win_over_a_dataset(xd: Golden, tmp_path: Path) -> None:
+    """A data set's file of classes says how to train, and must not change what was trained."""
+    path = tmp_path / "model.safetensors"
+    model = xd.load(window=16, anomaly="confidence")
+    model.mirrored = True
+    save_checkpoint(model, path)
+    again = load_checkpoint(path, dataset="xd")
+    assert again.config == model.config and again.mirrored is True
+    assert load_checkpoint(path, dataset="xd", window=32, anomaly="alignment").config.window == 32
+    assert "holds a model of the labels normal, fighting" in refused(path, dataset="ucf")
+    assert xd.load().mirrored is None
+
+
 def test_saved_file_is_readable_as_the_users_other_files(xd: Golden, tmp_path: Path) -> None:
     save_checkpoint(xd.load(), tmp_path / "model.safetensors")
     (tmp_path / "other").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 
 from tests import clips
 from tests.golden import Golden
-from vadclip.cli import main
+from vadclip.cli import _ExtractProgress, main
 from vadexport.cli import main as vadexport
 from vadrun import Engine
+from vadrun.console import clock
 
 CLASSES = {"name": "toy", "classes": {"quiet": "normal", "flash": "a bright flash"}}
 
@@ -66,6 +68,25 @@ def test_from_videos_to_a_bundle(ucf: Golden, tmp_path: Path, capsys: pytest.Cap
     assert vadexport(["build", "--checkpoint", str(run / "best.safetensors"), "--out", str(out)]) == 0
     with Engine.load(out) as engine:
         assert engine.labels == ["normal", "a bright flash"]
+
+
+def test_progress_tells_the_time_left_of_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    now = iter([0.0, 60.0, 180.0])
+    monkeypatch.setattr("vadrun.console.time.monotonic", lambda: next(now))
+    shown = Terminal()
+    videos = [Path(f"{name}.mp4") for name in "abcd"]
+    progress = _ExtractProgress(videos, shown)
+    progress(videos[1], 30.0, 60.0)  # the first one was there already
+    progress(videos[2], 15.0, 30.0)
+    first, second = shown.getvalue().split("\x1b[K")[1:]
+    assert "video 2 of 4, b.mp4: 0:30.0 of 1:00.0" in first and first.rstrip("\r").endswith(
+        f"{clock(60 / 0.5 * 2.5)} left"
+    )
+    assert second.endswith(f"{clock(180 / 1.5 * 1.5)} left")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.golden import Golden
+from vadclip.checkpoint import save_checkpoint
 from vadclip.cli import main
 from vadclip.evaluate import Evaluation, Progress, classes_of, read_test_set
 from vadclip.evaluate import evaluate as evaluate_set
@@ -85,6 +86,7 @@ class Oracle:
     description = "an oracle"
     sha256 = None
     feature_settings = None
+    mirrored = None
 
     def __init__(self) -> None:
         self.calls = 0
@@ -310,6 +312,16 @@ def test_features_that_are_not_finite(place: Place) -> None:
     np.save(place.features("Fight2"), features)
     with pytest.raises(UserError, match=r"Fight2__5.npy has NaN or infinite numbers in 2 of 29 snippets"):
         evaluate(Oracle(), place.read(), PRESETS["ucf"], read_annotations(place.annotations))
+
+
+def test_the_crop_is_the_one_that_the_model_runs_on(
+    place: Place, ucf: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, path = ucf.load(), place.folder / "model.safetensors"
+    model.mirrored = False
+    save_checkpoint(model, path)
+    assert main(place.arguments(path)) == 0
+    assert "no crop 0 of 4 of 4 videos" in capsys.readouterr().err
 
 
 def test_a_crop_is_there_or_said(place: Place, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

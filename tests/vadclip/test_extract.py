@@ -125,6 +125,26 @@ def test_a_broken_video_is_told_at_the_end(
     assert run(bad, "--encoder", bundles["ucf"], "--out", tmp_path / "out2") == 2
 
 
+def test_damage_is_told_again(
+    footage: Path, bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features of half a video are there to be skipped, but nobody should take them for whole."""
+    whole, video = tmp_path / "whole.mkv", tmp_path / "half.mkv"
+    clips.write_clip(whole, 16 * 6, draw=_uneven)
+    video.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    command = (video, "--encoder", bundles["ucf"], "--out", tmp_path / "out")
+    said = []
+    for _ in range(2):
+        assert run(*command) == 1
+        said.append(capsys.readouterr())
+    assert "half.mkv is damaged" in said[0].err and said[0].err.splitlines()[-1] == said[1].err.splitlines()[-1]
+    assert "1 were there already" in said[1].out
+    video.write_bytes(whole.read_bytes())
+    assert run(*command) == 0
+    assert np.load(tmp_path / "out" / "half__0.npy").shape == (6, 64)
+    assert not (tmp_path / "out" / "damage.json").exists()
+
+
 @pytest.mark.parametrize("change", [("--sample", "first"), ("--dtype", "float32"), ("--snippet-seconds", 0.5)])
 def test_two_kinds_of_features_never_mix(
     footage: Path,

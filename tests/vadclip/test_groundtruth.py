@@ -42,6 +42,14 @@ def test_segments_are_the_authors(annotations: Path, dataset: str) -> None:
     assert [truth.labels for truth in truths] == expected["labels"]
 
 
+def test_videos_whose_names_end_in_numbers_stay_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("video,label,start,end\ngate__1,fire,0,16\ngate__2,fire,32,48\n", encoding="utf-8")
+    found = read_annotations(path)
+    assert found == {"gate__1": (Event(0, 16, "fire"),), "gate__2": (Event(32, 48, "fire"),)}
+    assert [truth.normal for truth in ground_truth(found, {video_name("f/gate__2__0.npy"): 3})] == [False]
+
+
 def test_a_video() -> None:
     video = VideoTruth("v", 48, (Event(4, 8, "Fire"), Event(40, 60, "Fire")))
     assert np.flatnonzero(video.mask).tolist() == [4, 5, 6, 7, *range(40, 48)]
@@ -56,6 +64,9 @@ def test_a_video() -> None:
         ("Abuse028_x264", "Abuse028_x264"),
         ("Abuse/Abuse028_x264__5.npy", "Abuse028_x264"),
         (r"C:\features\Abuse028_x264.mp4", "Abuse028_x264"),
+        ("gate__1", "gate__1"),  # only features have crops
+        ("gate__2.mp4", "gate__2"),
+        ("gate__1__0.npy", "gate__1"),
         ("Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6__0.npy", "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6"),
     ],
 )

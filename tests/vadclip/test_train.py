@@ -257,6 +257,32 @@ def test_another_run_is_not_gone_on_with(toy: FeatureList, whole: Path) -> None:
     assert (whole / "state.pt").read_bytes() == before
 
 
+def test_a_run_does_not_go_on_over_other_features(toy: FeatureList, tmp_path: Path) -> None:
+    files = [tmp_path / "features" / path.name for path in toy.paths]
+    files[0].parent.mkdir()
+    for file, path in zip(files, toy.paths, strict=True):
+        file.write_bytes(path.read_bytes())
+    listed, recipe = replace(toy, paths=tuple(files)), replace(RECIPE, epochs=1)
+    run(listed, tmp_path / "run", recipe)
+    files[5].touch()
+    run(listed, tmp_path / "run", recipe)  # the same numbers at another time
+    np.save(files[5], np.load(files[5]) + np.float16(0.5))
+    for cache in (True, False):
+        with pytest.raises(UserError, match="holds a run with another contents of the feature files"):
+            run(listed, tmp_path / "run", recipe, cache=cache)
+
+
+def test_every_batch_is_logged_once(toy: FeatureList, tmp_path: Path) -> None:
+    """An epoch has 6 batches: those after the last evaluation have a row of their own."""
+    recipe = replace(RECIPE, epochs=2, batch=4, evaluate_every=4)
+    run(toy, tmp_path / "run", recipe)
+    rows = rows_of(tmp_path / "run")
+    assert [(row["batch"], row["score"] == "") for row in rows] == [("5", False), ("6", True)] * 2
+    run(toy, tmp_path / "whole", replace(recipe, evaluate_every=0))
+    first, second, whole = (float(row["loss_bce"]) for row in (*rows[:2], rows_of(tmp_path / "whole")[0]))
+    assert (5 * first + second) / 6 == pytest.approx(whole, abs=1e-5)
+
+
 def test_a_damaged_state_is_said(toy: FeatureList, tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match=r"state\.pt is damaged .*: remove it to begin again"):

@@ -33,6 +33,7 @@ from vadclip.world.clip import (
     train_clip,
 )
 from vadclip.world.clips import SCENES
+from vadclip.world.dataset import SIZES
 from vadclip.world.regions import PHRASES, regions
 from vadclip.world.scenes import make_scene
 from vadclip.world.stills import read_stills
@@ -191,10 +192,13 @@ def test_dark_scenes_are_made_brighter() -> None:
 
 
 def test_test_scenes_are_not_those_of_training() -> None:
+    scenes = {"train": max(SCENES["train"], *(size.scenes for size in SIZES.values())), "test": SCENES["test"]}
     cameras = {
-        split: {make_scene(split, kind, number, 0).camera for kind in KINDS for number in range(1)} for split in SCENES
+        split: {make_scene(split, kind, number, 0).camera for kind in KINDS for number in range(count)}
+        for split, count in scenes.items()
     }
     assert not cameras["train"] & cameras["test"]
+    assert len(cameras["train"]) == len(KINDS) * scenes["train"]
     names = {split: {clip(label, n, split).scene for label in LABELS[:2] for n in range(3)} for split in SCENES}
     assert not names["train"] & names["test"]
     assert all(name.startswith(split) for split, found in names.items() for name in found)

@@ -11,7 +11,9 @@ import pytest
 from tests import clips
 from tests.golden import Golden
 from vadclip import save_checkpoint
+from vadclip.presets import PRESETS
 from vadclip.sidecar import image_settings
+from vadclip.train import new_model
 from vadexport import build as build_module
 from vadexport.build import BuildOptions, ParityError, build
 from vadexport.probe import Probe, drawn_frames
@@ -94,6 +96,14 @@ def test_the_bundle_samples_as_the_model_was_trained(ucf: Golden, tmp_path: Path
     with pytest.raises(UserError, match=r"made with preprocessing .*32.*, but its bundle would have"):
         build(BuildOptions(path, tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_the_bundle_looks_where_the_model_was_tested(ucf: Golden, tmp_path: Path) -> None:
+    model, path = new_model(PRESETS["ucf"], ucf.load().clipmodel), tmp_path / "model.safetensors"
+    save_checkpoint(model, path)
+    for name, mirror, expected in (("own", None, True), ("asked", False, False)):
+        build(BuildOptions(path, tmp_path / name, mirror=mirror))
+        assert manifest(tmp_path / name)["preprocessing"]["mirror"] is expected
 
 
 def test_what_the_user_chooses_is_in_the_bundle(ucf: Golden, tmp_path: Path) -> None:

@@ -174,3 +174,12 @@ def test_probabilities_come_back_from_the_file() -> None:
         np.testing.assert_allclose(found.sum(axis=1), 1.0)
     hot = Probabilities("temperature", 2.0).of(scores, labels)
     np.testing.assert_allclose(hot[0], np.sqrt(scores[0]) / np.sqrt(scores[0]).sum())
+
+
+@pytest.mark.parametrize(
+    ("bursts", "said"),
+    [({"index": 1.0}, "at most 0.5 false alarms a day"), (None, "at most 0.5 bursts of false alarms")],
+)
+def test_the_promise_says_what_is_counted(bundles: dict[str, Path], tmp_path: Path, bursts: Any, said: str) -> None:
+    value = document(bundles["xd"], total={"at_most": 0.5, "bursts": bursts})
+    assert Calibration.read(write(tmp_path / "c.json", value)).promise().startswith(said)
