@@ -34,11 +34,12 @@ ifeq ($(VIDEO),demo/demo.mp4)
 TRUTH := --truth demo/truth.csv
 endif
 
+# vadrun's exit code 1 is a damaged video: what there is of it is shown.
 demo: $(VENV)/demo.ok
 	@echo "== building the bundle of $(CHECKPOINT)"
 	$(BIN)/vadexport build --checkpoint "$(CHECKPOINT)" $(if $(DATASET),--dataset $(DATASET)) --out $(DEMO)/bundle --force
 	@echo "== running the bundle on $(VIDEO)"
-	$(BIN)/vadrun "$(VIDEO)" --engine $(DEMO)/bundle --out $(DEMO)/results || test $$? -eq 1  # damaged: what there is
+	$(BIN)/vadrun "$(VIDEO)" --engine $(DEMO)/bundle --out $(DEMO)/results || test $$? -eq 1
 	$(BIN)/python demo/picture.py "$(VIDEO)" $(DEMO)/results $(TRUTH)
 
 # How demo/checkpoint.safetensors and demo/demo.mp4 are made: about two hours on two cores. (What is

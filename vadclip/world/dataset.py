@@ -56,8 +56,7 @@ SIZES = {
     "small": Size(train=(16, 6), test=(8, 3), seconds=(8.0, 12.0)),
     "standard": Size(train=(160, 40), test=(60, 15), seconds=(16.0, 32.0), scenes=40),
 }
-"""``small`` has 60 clips of 10 s for tests; ``standard`` 440 of 24 s, 320 of them to train on, in many scenes: a head
-that knows few scenes knows their looks by heart."""
+"""``small`` has 60 clips of 10 s for tests; ``standard`` 440 of 24 s, 320 of them to train on, in 200 scenes."""
 
 
 def get_size(size: str | Size) -> Size:
