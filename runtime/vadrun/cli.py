@@ -188,10 +188,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _gate(arguments: argparse.Namespace, calibration: Calibration | None) -> GateRule | None:
     from vadrun.gate import GateRule
 
-    if arguments.gate == "off":
-        return None
     values = {name: getattr(arguments, f"gate_{name}") for name in ("threshold", "heartbeat", "audit")}
     given = {name: value for name, value in values.items() if value is not None}
+    if arguments.gate == "off":
+        if given:
+            raise UserError(f"{', '.join(f'--gate-{name}' for name in given)} without --gate does nothing: add --gate")
+        return None
     rule = GateRule() if calibration is None or calibration.gate is None else calibration.gate
     fixed = [f"--gate-{name}" for name in given if name != "audit"]
     if rule.calibration is not None and fixed:

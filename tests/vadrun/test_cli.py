@@ -96,6 +96,8 @@ def test_without_the_gate_nothing_is_said_of_it(engine: str, clip: Path, tmp_pat
     assert run(engine, clip, "--out", tmp_path, "--gate", "off") == 0
     assert "gate: " not in capsys.readouterr().out
     assert json.loads((tmp_path / "door" / "result.json").read_text())["gate"] is None
+    said = refused(capsys, run(engine, clip, "--gate-threshold", 0.1, "--gate-audit", 0.5))
+    assert "--gate-threshold, --gate-audit without --gate does nothing: add --gate" in said
     assert "the gate's audit is 0" in refused(capsys, run(engine, clip, "--gate", "--gate-audit", 0))
 
 
