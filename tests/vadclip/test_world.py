@@ -26,13 +26,13 @@ from vadclip.world.clip import (
     WORLD_CLIP,
     _chances,
     _compact_vocabulary,
-    _cut,
-    _shown,
+    _telling,
     _whole_vocabulary,
     caption_tokens,
     train_clip,
 )
 from vadclip.world.clips import SCENES
+from vadclip.world.crops import cut_squares, patches_shown
 from vadclip.world.dataset import SIZES
 from vadclip.world.regions import PHRASES, regions
 from vadclip.world.scenes import make_scene
@@ -102,7 +102,7 @@ def test_pictures_of_an_event_differ_from_those_before_it() -> None:
 def test_people_move_more_during_an_event(label: str) -> None:
     """The fastest hand in view is faster within the interval than before it."""
     within, before = [], []
-    for number in range(4):
+    for number in range(16):
         one = make_clip(5, "train", label, number, seconds=(12.0, 14.0))
         first, end = one.intervals[0]
         fastest = np.zeros(one.frame_count - 1)
@@ -176,7 +176,7 @@ def test_regions_are_where_people_are_drawn() -> None:
 def test_patches_that_show_a_region() -> None:
     """Of 4 x 4 patches of 16 pixels: those whose middle is in the box or near it, and only for its phrase."""
     sizes = replace(WORLD_CLIP, image_size=64, patch=16)
-    shown = _shown(np.array([[2.0, 30.0, 10.0, 40.0, 50.0]]), np.array([2.0, 10.0]), sizes, 64.0)
+    shown = patches_shown(np.array([[2.0, 30.0, 10.0, 40.0, 50.0]]), np.array([2.0, 10.0]), sizes, 64.0)
     expected = np.zeros((4, 4))
     expected[0:3, 1] = 1  # columns: 30 to 40 less 10 are 20 to 30; rows: 10 to 50 less 2 are 8 to 48
     assert np.array_equal(shown[..., 2], expected) and shown.sum() == expected.sum()
@@ -299,8 +299,25 @@ def test_a_clip_learns_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with torch.no_grad():
         features = clip.encode_image(normalise(stills.pictures[:, 57:89, 81:113]))
     assert features.norm(dim=1).mean() == pytest.approx(10, rel=0.1)
-    again = train_clip(stills, sizes, 16, epochs=6, batch=16, say=lines.append)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 5"):
+            raise Stopped
+
+    state = tmp_path / "state"
+    with pytest.raises(Stopped):
+        train_clip(stills, sizes, 16, epochs=6, batch=16, state=state, say=stop)
+    again = train_clip(stills, sizes, 16, epochs=6, batch=16, state=state, say=lines.append)
+    assert lines[6] == "going on after epoch 4/6" and lines[-1] == lines[5]
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in clip.state_dict().items())
+    with pytest.raises(UserError, match="of a training on other pictures or with other options"):
+        train_clip(stills, sizes, 16, epochs=7, batch=16, state=state)
+    state.write_bytes(b"PK")
+    with pytest.raises(UserError, match="is damaged"):
+        train_clip(stills, sizes, 16, epochs=6, batch=16, state=state)
     words = clip.token_embedding.weight
     assert not words[tokenizer().encode("zebra")].any() and words[tokenizer().encode("normal")].any()
     save_clip(clip, tmp_path / "clip.safetensors")
@@ -320,13 +337,23 @@ def test_enlarged_crops_show_what_their_corner_and_side_say() -> None:
     """A picture whose grey level is its column: a crop of half its side, enlarged, has levels in between."""
     whole = np.repeat(np.arange(64, dtype=np.uint8)[None, None, :, None] * 4, 48, axis=1).repeat(3, axis=3)
     corners, same = np.array([[8.0, 16.0]]), np.array([False])
-    plain = _cut(whole, corners, np.array([32.0]), same, 32)
+    plain = cut_squares(whole, corners, np.array([32.0]), same, 32)
     assert np.array_equal(plain, whole[:, 8:40, 16:48])
-    large = _cut(whole, corners, np.array([16.0]), same, 32)
+    large = cut_squares(whole, corners, np.array([16.0]), same, 32)
     assert large.shape == (1, 32, 32, 3)
     expected = (16.0 + (np.arange(32) + 0.5) / 2 - 0.5) * 4
     assert np.abs(large[0, 5, 1:-1, 0] - expected[1:-1]).max() <= 1
-    assert np.array_equal(_cut(whole, corners, np.array([16.0]), ~same, 32), large[:, :, ::-1])
+    assert np.array_equal(cut_squares(whole, corners, np.array([16.0]), ~same, 32), large[:, :, ::-1])
+
+
+def test_patches_that_show_something_are_kept_before_others() -> None:
+    shown = torch.zeros(2, 16, 3)
+    shown[0, [3, 7], 1] = 1
+    shown[1, 2:, 0] = 1
+    chosen = _telling(shown, 8, np.random.default_rng(0))
+    assert chosen.shape == (2, 8) and {3, 7} <= set(chosen[0].tolist()) and chosen[1].min() >= 2
+    assert all(len(set(row.tolist())) == 8 and row.tolist() == sorted(row.tolist()) for row in chosen)
+    assert torch.equal(_telling(shown, 16, np.random.default_rng(0))[0], torch.arange(16))
 
 
 def test_the_hardest_class_is_drawn_twice_as_often() -> None:

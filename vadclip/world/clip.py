@@ -10,6 +10,7 @@ are matched (as in RegionCLIP, Zhong et al. 2022).
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from vadclip.checkpoint import save_clip
@@ -29,10 +29,12 @@ from vadclip.config import ClipConfig
 from vadclip.images import normalise
 from vadclip.prompt import tokenizer
 from vadclip.world.clips import LABELS
+from vadclip.world.crops import augmented, boxes_of
 from vadclip.world.regions import PHRASES
 from vadclip.world.stills import SIZE, Stills, read_stills
 from vadrun.console import run_command
 from vadrun.errors import UserError
+from vadrun.files import write_bytes
 
 WORLD_CLIP = ClipConfig(
     image_size=SIZE,
@@ -47,12 +49,13 @@ WORLD_CLIP = ClipConfig(
 )
 """The image encoder has 2.4 million weights, the text encoder 0.4 beside the token embedding."""
 EMBED_DIM = 128
+EPOCHS = 15
 NORM = 10.0
 """Mean norm of the image features, as the released CLIP has it: learning rates of the head depend on it."""
 _MAX_SCALE = 100.0  # of the logits, as in CLIP
-_PART = 64  # pictures that go through the encoder at once
+_PART_PATCHES = 4096  # go through the encoder at once
+_MASKED = 0.75  # of the epochs, in which half of the patches are seen
 _HARDEST = "fighting"  # few pixels of a picture tell it from people who stand together
-_ZOOM = 1.35  # how much larger a crop may be shown
 _REGIONS = 20.0  # weight of the regions' loss
 _REGION_BIAS = -4.0  # where their logits begin: few patches show any one phrase
 
@@ -64,18 +67,20 @@ def train_clip(
     config: ClipConfig = WORLD_CLIP,
     embed_dim: int = EMBED_DIM,
     *,
-    epochs: int = 15,
+    epochs: int = EPOCHS,
     batch: int = 128,
     lr: float = 1e-3,
     seed: int = 0,
+    state: Path | None = None,
     say: Say = print,
 ) -> nn.Module:
     """Train a CLIP from nothing with the symmetric contrastive loss of Radford et al. (2021).
 
     The loss is that of the captions, that of the labels as captions, and the binary cross entropy of every patch with
     every phrase. Half of each batch are frames of events, which are rarer than that, the classes alike but for
-    the hardest. Equal captions, of which a fixed camera has many, are one. The
-    encoder computes in bfloat16 where the processor does.
+    the hardest. Equal captions, of which a fixed camera has many, are one. In the first epochs the encoder sees half of
+    a picture's patches, those with a region first, for half the time (after FLIP, Li et al. 2023), in the last ones
+    all. It computes in bfloat16 where the processor does.
 
     Args:
         stills: what to train on.
@@ -85,56 +90,168 @@ def train_clip(
         batch: pictures in a batch.
         lr: AdamW's, reached after a fiftieth of the steps, falling to 0 along a cosine.
         seed: of the weights and of the order.
+        state: file in which each epoch leaves what is needed to go on; where it exists, training goes on from it.
+        say: told each epoch's loss.
 
     Returns:
         The model in evaluation mode, its image features scaled to a mean norm of ``NORM``.
+
+    Raises:
+        UserError: the state is damaged, or of another training.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    clip: Any = build_clip(embed_dim, config)
-    clip.visual.output_tokens = True
-    texts, caption_of = np.unique(np.array(stills.captions), return_inverse=True)
-    tokens = caption_tokens([*texts.tolist(), *LABELS, *PHRASES], config.context)
-    label_of = np.array([LABELS.index(label) for label in stills.labels])
-    places = _boxes(stills)
-    region_scale = nn.Parameter(torch.tensor([math.log(10.0), _REGION_BIAS]))
-    steps = max(len(caption_of) // batch, 1)
-    sides = [np.flatnonzero(stills.event), np.flatnonzero(~stills.event)]
-    drawn = [(side, _chances(label_of[side])) for side in sides if len(side)]
-    vocabulary = _compact_vocabulary(clip, tokens)
-    captions, labels, phrases = (
-        torch.searchsorted(vocabulary, part)
-        for part in torch.tensor_split(tokens, [len(texts), len(texts) + len(LABELS)])
-    )
-    decayed = [value for value in clip.parameters() if value.ndim >= 2]
-    others = [value for value in clip.parameters() if value.ndim < 2] + [region_scale]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
-    )
-    clip.train()
-    for epoch in range(epochs):
+    training = _Training(stills, config, embed_dim, epochs=epochs, batch=batch, lr=lr, seed=seed)
+    begun = training.load(state) if state is not None and state.exists() else 0
+    if begun:
+        say(f"going on after epoch {begun}/{epochs}")
+    for epoch in range(begun, epochs):
+        loss, matched = training.epoch(epoch)
+        say(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}  matched {matched:.3f}")
+        if state is not None:
+            training.save(state, epoch + 1)
+    return training.finish()
+
+
+class _Training:
+    """A training's model, optimizer and texts."""
+
+    def __init__(
+        self, stills: Stills, config: ClipConfig, embed_dim: int, *, epochs: int, batch: int, lr: float, seed: int
+    ) -> None:
+        torch.manual_seed(seed)
+        self._stills, self._config = stills, config
+        self._epochs, self._batch, self._lr, self._seed = epochs, batch, lr, seed
+        clip: Any = build_clip(embed_dim, config)
+        clip.visual.output_tokens = True
+        clip.visual.patch_dropout = self._sieve = _Sieve()
+        self._clip = clip.train()
+        texts, self._caption_of = np.unique(np.array(stills.captions), return_inverse=True)
+        tokens = caption_tokens([*texts.tolist(), *LABELS, *PHRASES], config.context)
+        self._label_of = np.array([LABELS.index(label) for label in stills.labels])
+        self._places = boxes_of(stills)
+        self._region_scale = nn.Parameter(torch.tensor([math.log(10.0), _REGION_BIAS]))
+        sides = [np.flatnonzero(stills.event), np.flatnonzero(~stills.event)]
+        self._drawn = [(side, _chances(self._label_of[side])) for side in sides if len(side)]
+        self._vocabulary = _compact_vocabulary(self._clip, tokens)
+        self._captions, self._labels, self._phrases = (
+            torch.searchsorted(self._vocabulary, part)
+            for part in torch.tensor_split(tokens, [len(texts), len(texts) + len(LABELS)])
+        )
+        decayed = [value for value in self._clip.parameters() if value.ndim >= 2]
+        others = [value for value in self._clip.parameters() if value.ndim < 2] + [self._region_scale]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+            lr=lr,
+            betas=(0.9, 0.98),
+        )
+        self._told = [len(stills.captions), len(self._vocabulary), epochs, batch, lr, seed]
+
+    def epoch(self, number: int) -> tuple[float, float]:
+        """Mean loss of an epoch, and the share of pictures whose caption was the nearest."""
+        rng = np.random.default_rng([self._seed, number])
+        steps = max(len(self._caption_of) // self._batch, 1)
+        kept = (self._config.image_size // self._config.patch) ** 2
+        if number < int(_MASKED * self._epochs):
+            kept //= 2
         total = right = 0.0
         for step in range(steps):
-            _set_lr(optimizer, lr, (epoch * steps + step) / (epochs * steps))
-            rows = np.concatenate([rng.choice(side, batch // len(sides), p=chances) for side, chances in drawn])
-            images, shown = _augmented(stills.pictures, rows, rng, config, places)
-            image, patches = _encoded(clip, images)
-            loss, matched = _contrastive(clip, image, captions, torch.from_numpy(caption_of[rows]))
-            loss = loss + _contrastive(clip, image, labels, torch.from_numpy(label_of[rows]))[0]
-            loss = loss + _REGIONS * _region_loss(clip, patches, phrases, shown, region_scale)
-            optimizer.zero_grad()
+            done = (number * steps + step) / (self._epochs * steps)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._lr * min(done * 50 + 0.01, 1.0) * (0.5 + 0.5 * math.cos(math.pi * done))
+            share = self._batch // len(self._drawn)
+            rows = np.concatenate([rng.choice(side, share, p=chances) for side, chances in self._drawn])
+            loss, matched = self._loss(rows, kept, rng)
+            self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-            optimizer.step()
+            nn.utils.clip_grad_norm_(self._clip.parameters(), 1.0)
+            self._optimizer.step()
             with torch.no_grad():
-                clip.logit_scale.clamp_(0, math.log(_MAX_SCALE))
+                self._clip.logit_scale.clamp_(0, math.log(_MAX_SCALE))
             total, right = total + loss.item(), right + matched
-        say(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.4f}  matched {right / steps:.3f}")
-    clip.visual.output_tokens = False
-    clip.eval()
-    _scale_features(clip, stills, config.image_size)
-    _whole_vocabulary(clip, vocabulary)
-    return clip  # type: ignore[no-any-return]
+        return total / steps, right / steps
+
+    def _loss(self, rows: NDArray[np.int64], kept: int, rng: np.random.Generator) -> tuple[Tensor, float]:
+        clip = self._clip
+        images, shown = augmented(self._stills.pictures, rows, rng, self._config, self._places)
+        chosen = _telling(shown, kept, rng)
+        image, patches = self._encoded(images, chosen)
+        loss, matched = _contrastive(clip, image, self._captions, torch.from_numpy(self._caption_of[rows]))
+        loss = loss + _contrastive(clip, image, self._labels, torch.from_numpy(self._label_of[rows]))[0]
+        shown = shown.take_along_dim(chosen[..., None], 1)
+        return loss + _REGIONS * _region_loss(clip, patches, self._phrases, shown, self._region_scale), matched
+
+    def _encoded(self, images: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised features [n,d] of pictures [n,3,S,S], and those [n,k,d] of their patches ``chosen`` [n,k]."""
+        visual, found = self._clip.visual, []
+        # In parts: larger tensors than these cost more in page faults than in arithmetic.
+        part = _PART_PATCHES // chosen.shape[1]
+        with torch.autocast("cpu", torch.bfloat16, enabled=_computes_bfloat16()):
+            for pictures, self._sieve.chosen in zip(torch.split(images, part), torch.split(chosen, part), strict=True):
+                pooled, tokens = visual(pictures)
+                found.append(torch.cat([pooled[:, None], tokens @ visual.proj], dim=1))
+        features = F.normalize(torch.cat(found).float(), dim=-1)
+        return features[:, 0], features[:, 1:]
+
+    def save(self, path: Path, done: int) -> None:
+        """Leave what is needed to go on after ``done`` epochs."""
+        content = {
+            "told": self._told,
+            "done": done,
+            "clip": self._clip.state_dict(),
+            "region_scale": self._region_scale.detach(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        write_bytes(path, stream.getbuffer())
+
+    def load(self, path: Path) -> int:
+        """Take up what :meth:`save` left; returns the epochs that are done."""
+        try:
+            content = torch.load(path, weights_only=True)
+            told, done = content["told"], int(content["done"])
+            if told == self._told:
+                self._clip.load_state_dict(content["clip"])
+                self._region_scale.data.copy_(content["region_scale"])
+                self._optimizer.load_state_dict(content["optimizer"])
+        except Exception as error:  # a damaged file can fail anywhere in the reader
+            raise UserError(f"{path} is damaged ({type(error).__name__}): remove it to begin again") from error
+        if told != self._told:
+            raise UserError(
+                f"{path} is of a training on other pictures or with other options: remove it to begin again"
+            )
+        return done
+
+    @torch.no_grad()
+    def finish(self) -> nn.Module:
+        """The model as others use it."""
+        clip, size = self._clip, self._config.image_size
+        clip.visual.output_tokens, clip.visual.patch_dropout = False, nn.Identity()
+        clip.eval()
+        pictures = self._stills.pictures
+        y, x = (np.array(pictures.shape[1:3]) - size) // 2
+        features = clip.encode_image(normalise(pictures[:512, y : y + size, x : x + size]))
+        clip.visual.proj.mul_(NORM / features.norm(dim=1).mean())
+        _whole_vocabulary(clip, self._vocabulary)
+        return clip  # type: ignore[no-any-return]
+
+
+class _Sieve(nn.Module):
+    """Stands where CLIP may drop patches; leaves those that were chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen = torch.empty(0, 0, dtype=torch.int64)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [n,1+p,w], the class token first, to [n,1+k,w]."""
+        patches = tokens[:, 1:].take_along_dim(self.chosen[..., None], 1)
+        return torch.cat([tokens[:, :1], patches], 1)
+
+
+def _telling(shown: Tensor, kept: int, rng: np.random.Generator) -> Tensor:
+    """Numbers of ``kept`` patches of each picture, int64 [n,k]: those that show a phrase ([n,p,m]) before others."""
+    order = torch.from_numpy(rng.random(shown.shape[:2], np.float32)) + shown.amax(2)
+    return order.argsort(1, descending=True)[:, :kept].sort(1).values
 
 
 def caption_tokens(captions: Sequence[str], context: int) -> Tensor:
@@ -150,18 +267,6 @@ def caption_tokens(captions: Sequence[str], context: int) -> Tensor:
             raise UserError(f"the caption {caption!r} has {len(ids)} tokens, more than CLIP's {context}: shorten it")
         tokens[row, : len(ids)] = torch.tensor(ids)
     return tokens
-
-
-def _encoded(clip: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised features [n,d] of pictures [n,3,S,S], and those of their patches [n,p,d]."""
-    visual, found = clip.visual, []
-    with torch.autocast("cpu", torch.bfloat16, enabled=_computes_bfloat16()):
-        # In parts: larger tensors than these cost more in page faults than in arithmetic.
-        for part in torch.split(images, _PART):
-            pooled, tokens = visual(part)
-            found.append(torch.cat([pooled[:, None], tokens @ visual.proj], dim=1))
-    features = F.normalize(torch.cat(found).float(), dim=-1)
-    return features[:, 0], features[:, 1:]
 
 
 def _contrastive(clip: Any, image: Tensor, tokens: Tensor, captions: Tensor) -> tuple[Tensor, float]:
@@ -205,82 +310,6 @@ def _chances(labels: NDArray[np.int64]) -> NDArray[np.float64]:
     return chances / chances.sum()  # type: ignore[no-any-return]
 
 
-def _boxes(stills: Stills) -> list[NDArray[np.float64]]:
-    """For each picture [k,5]: the phrase's number, then left, top, right and bottom in pixels."""
-    height, width = stills.pictures.shape[1:3]
-    unit = np.array([1, width, height, width, height], float)
-    return [np.array([(r.phrase, *r.box) for r in found], float).reshape(-1, 5) * unit for found in stills.regions]
-
-
-def _shown(
-    boxes: NDArray[np.float64], corner: NDArray[np.float64], config: ClipConfig, side: float
-) -> NDArray[np.float32]:
-    """[g,g,k]: which patches of a crop show which phrase; a little more than the boxes, so that none is lost."""
-    grid = config.image_size // config.patch
-    shown = np.zeros((grid, grid, len(PHRASES)), np.float32)
-    patch = side / grid
-    centre = (np.arange(grid) + 0.5) * patch
-    y, x = centre + corner[0], centre + corner[1]
-    margin = 0.35 * patch
-    for phrase, left, top, right, bottom in boxes:
-        across = (x > left - margin) & (x < right + margin)
-        down = (y > top - margin) & (y < bottom + margin)
-        shown[np.ix_(down, across, [int(phrase)])] = 1.0
-    return shown
-
-
-def _augmented(
-    pictures: NDArray[np.uint8],
-    rows: NDArray[np.int64],
-    rng: np.random.Generator,
-    config: ClipConfig,
-    places: Sequence[NDArray[np.float64]],
-) -> tuple[Tensor, Tensor]:
-    """A crop of each picture, the centre or any, enlarged or not, mirrored or not, darker or brighter; normalised.
-
-    Returns:
-        pictures [n,3,S,S], and which patch shows which phrase [n,p,k].
-    """
-    size, count = config.image_size, len(rows)
-    sides = np.where(rng.random(count) < 0.5, size, size / rng.uniform(1.0, _ZOOM, count))
-    room = np.array(pictures.shape[1:3]) - sides[:, None]
-    corners = np.where(rng.random((count, 1)) < 0.5, room / 2, room * rng.random((count, 2)))
-    corners = np.where(sides[:, None] == size, np.floor(corners), corners)  # whole pixels where nothing is enlarged
-    whole = np.empty((count, *pictures.shape[1:]), np.uint8)
-    for index in np.argsort(rows):  # a mapped file is read faster in order
-        whole[index] = pictures[rows[index]]
-    shown = np.stack(
-        [_shown(places[row], corner, config, side) for row, corner, side in zip(rows, corners, sides, strict=True)]
-    )
-    mirrored = rng.random(count) < 0.5
-    shown[mirrored] = shown[mirrored][:, :, ::-1]
-    gain = torch.from_numpy(rng.uniform(0.8, 1.25, (count, 1, 1, 1)).astype(np.float32))
-    shift = torch.from_numpy(rng.uniform(-0.2, 0.2, (count, 1, 1, 1)).astype(np.float32))
-    cut = normalise(_cut(whole, corners, sides, mirrored, size))
-    return cut.mul_(gain).add_(shift), torch.from_numpy(shown).flatten(1, 2)
-
-
-def _cut(
-    whole: NDArray[np.uint8],
-    corners: NDArray[np.float64],
-    sides: NDArray[np.float64],
-    mirrored: NDArray[np.bool_],
-    size: int,
-) -> NDArray[np.uint8]:
-    """Squares of pictures [n,H,W,3] at ``corners`` (top, left) [n,2] with ``sides`` [n], as uint8 [n,size,size,3]."""
-    cut = np.empty((len(whole), size, size, 3), np.uint8)
-    for index, ((y, x), side) in enumerate(zip(corners, sides, strict=True)):
-        if side == size:
-            top, left = int(y), int(x)
-            cut[index] = whole[index, top : top + size, left : left + size]
-        else:
-            box = (x, y, x + side, y + side)
-            picture = Image.fromarray(whole[index])
-            cut[index] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
-    cut[mirrored] = cut[mirrored][:, :, ::-1]
-    return cut
-
-
 def _computes_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16; where it does not, emulating it would take longer than float32."""
     try:
@@ -288,18 +317,6 @@ def _computes_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _set_lr(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = peak * min(done * 50 + 0.01, 1.0) * (0.5 + 0.5 * math.cos(math.pi * done))
-
-
-@torch.no_grad()
-def _scale_features(clip: Any, stills: Stills, size: int) -> None:
-    y, x = (np.array(stills.pictures.shape[1:3]) - size) // 2
-    features = clip.encode_image(normalise(stills.pictures[:512, y : y + size, x : x + size]))
-    clip.visual.proj.mul_(NORM / features.norm(dim=1).mean())
 
 
 def _compact_vocabulary(clip: Any, tokens: Tensor) -> Tensor:
@@ -326,11 +343,12 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     p = argparse.ArgumentParser(
         prog="python -m vadclip.world.clip",
-        description="Train a small CLIP on captioned pictures of the synthetic world.",
+        description="Train a small CLIP on captioned pictures of the synthetic world; a second call goes on where the "
+        "first was stopped.",
     )
     p.add_argument("--stills", required=True, type=Path, metavar="DIR", help="what python -m vadclip.world.stills made")
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
-    p.add_argument("--epochs", type=int, default=15, metavar="N", help="default 15")
+    p.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"default {EPOCHS}")
     p.add_argument("--batch", type=int, default=128, metavar="N", help="default 128")
     p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default 0.001)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (default 0)")
@@ -349,15 +367,18 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.out.parent.is_dir():
         raise UserError(f"{arguments.out.parent} is no folder: make it, or name another file with --out")
     stills = read_stills(arguments.stills)
+    state = arguments.out.with_name(arguments.out.name + ".state")
     clip = train_clip(
         stills,
         epochs=arguments.epochs,
         batch=arguments.batch,
         lr=arguments.lr,
         seed=arguments.seed,
+        state=state,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     save_clip(clip, arguments.out)
+    state.unlink(missing_ok=True)
     print(f"CLIP in {arguments.out}")
     return 0
 

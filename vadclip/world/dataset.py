@@ -19,7 +19,7 @@ from vadclip.world.clips import LABELS, SCENES, SPLITS, Clip, make_clip
 from vadrun.errors import UserError
 from vadrun.files import write_csv, write_json, write_text
 
-_VERSION = 3  # of what clips look like; a folder that was begun with another one is not continued
+_VERSION = 4  # of what clips look like; a folder that was begun with another one is not continued
 _PLAN = "world.json"
 X264 = "log-level=none:keyint=60:cpu-independent=1"
 """x264's fastest kernels give other bytes now and then, on one machine with one thread."""

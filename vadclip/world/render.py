@@ -20,7 +20,7 @@ Picture = NDArray[np.uint8]
 
 _LEVEL = 80.0  # mean brightness that the camera's gain aims at in the dark
 _MOST_GAIN = 2.2
-_NOISES = 8  # pictures of noise that are used over and over, each time shifted
+_NOISES = 4  # pictures of noise that are used over and over, each time shifted
 _SHADOW_LIMBS = (
     (Joint.HIP_L, Joint.KNEE_L, Joint.FOOT_L),
     (Joint.HIP_R, Joint.KNEE_R, Joint.FOOT_R),

@@ -32,7 +32,7 @@ def _outside(rng: np.random.Generator, spread: float, target: tuple[float, float
     angle = np.radians(rng.uniform(-spread, spread))
     away, high = rng.uniform(7.5, 10.0), rng.uniform(3.5, 5.2)
     place = (target[0] + away * float(np.sin(angle)), target[1] - away * float(np.cos(angle)), float(high))
-    return Camera.looking_at(place, target, float(rng.uniform(280, 340)))
+    return Camera.looking_at(place, target, float(rng.uniform(350, 430)))
 
 
 def _house(rng: np.random.Generator) -> surfaces.Colour:
@@ -112,7 +112,7 @@ def _corridor(rng: np.random.Generator) -> Scene:
     camera = Camera.looking_at(
         (float(rng.uniform(-0.85, 0.85) * side), -6.5, float(high - 0.25)),
         (float(rng.uniform(-0.5, 0.5)), float(rng.uniform(0.3, 2.0))),
-        float(rng.uniform(240, 290)),
+        float(rng.uniform(290, 345)),
     )
     wall = tuple(float(c) for c in rng.uniform(0.5, 0.85) * (1 + rng.uniform(-0.12, 0.12, 3)))
     tint = float(rng.uniform(0.3, 0.62))
@@ -152,7 +152,7 @@ def _shop(rng: np.random.Generator) -> Scene:
     camera = Camera.looking_at(
         (float(rng.choice([-1, 1]) * rng.uniform(0.3, 0.9) * side), -6.8, float(high - 0.2)),
         (float(rng.uniform(-0.6, 0.6)), float(rng.uniform(-0.3, 1.2))),
-        float(rng.uniform(235, 270)),
+        float(rng.uniform(280, 320)),
     )
     tone = float(rng.uniform(0.55, 0.85))
     wall = surfaces.plain((tone, tone * 0.98, tone * 0.94), grain, 0.03)

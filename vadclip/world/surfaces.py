@@ -70,11 +70,11 @@ def raster(camera: Camera, planes: list[Plane], sky: Colour) -> tuple[Floats, Fl
     Returns:
         colours [H,W,3], points of the world [H,W,3] in metres (far off for the sky) and shade [H,W].
     """
-    rays = camera.rays()
+    rays = camera.rays().astype(np.float32)  # half the time of float64, and a hundredth of a millimetre is enough
     shape = rays.shape[:2]
     rays = rays.reshape(-1, 3)
-    origin = np.array([camera.x, camera.y, camera.z])
-    nearest = np.full(len(rays), np.inf)
+    origin = np.array([camera.x, camera.y, camera.z], np.float32)
+    nearest = np.full(len(rays), np.inf, np.float32)
     owner = np.full(len(rays), -1)
     for index, plane in enumerate(planes):
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -87,8 +87,8 @@ def raster(camera: Camera, planes: list[Plane], sky: Colour) -> tuple[Floats, Fl
     points = origin + np.where(np.isfinite(nearest), nearest, 1.0)[:, None] * rays
     points[owner < 0] = (0.0, 1e4, 1e3)
     up = np.clip(rays[:, 2] / np.linalg.norm(rays, axis=1), 0, 1)[:, None]
-    colours = np.asarray(sky) * (1.0 - 0.35 * up)
-    shade = np.ones(len(rays))
+    colours: Floats = np.asarray(sky, np.float32) * (1 - np.float32(0.35) * up)
+    shade: Floats = np.ones(len(rays), np.float32)
     for index, plane in enumerate(planes):
         mine = owner == index
         first, second = (axis for axis in range(3) if axis != plane.axis)
