@@ -26,6 +26,7 @@ from vadclip.world.clip import (
     WORLD_CLIP,
     _chances,
     _compact_vocabulary,
+    _encoded_texts,
     _telling,
     _whole_vocabulary,
     caption_tokens,
@@ -354,6 +355,13 @@ def test_patches_that_show_something_are_kept_before_others() -> None:
     assert chosen.shape == (2, 8) and {3, 7} <= set(chosen[0].tolist()) and chosen[1].min() >= 2
     assert all(len(set(row.tolist())) == 8 and row.tolist() == sorted(row.tolist()) for row in chosen)
     assert torch.equal(_telling(shown, 16, np.random.default_rng(0))[0], torch.arange(16))
+
+
+def test_texts_without_their_padding_are_what_clip_makes_of_them() -> None:
+    model = build_clip(16, replace(WORLD_CLIP, image_size=32, text_width=64, text_heads=1)).eval()
+    tokens = caption_tokens(["a riot at night", "people fighting on a square by day"], WORLD_CLIP.context)
+    with torch.no_grad():
+        assert torch.allclose(_encoded_texts(model, tokens), model.encode_text(tokens, normalize=True), atol=1e-6)
 
 
 def test_the_hardest_class_is_drawn_twice_as_often() -> None:
