@@ -8,6 +8,7 @@ mean follow without assumptions on how errors are distributed. The neighbours' f
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from vadrun.events import Event
 from vadrun.gate import GateRule, Verdict
 
 CONFIDENCE = 0.95
+_BIN = 1e-5  # width of a bin of score errors
 
 
 class GateAudit:
@@ -29,7 +31,9 @@ class GateAudit:
     def __init__(self, rule: GateRule) -> None:
         self._rule = rule
         self._counts = dict.fromkeys(Verdict, 0)
-        self._errors: list[float] = []  # of the audited snippets; in the shadow, of all
+        # Of the audited snippets, in the shadow of all. A camera runs for years: bins, each with its upper edge.
+        self._errors: Counter[int] = Counter()
+        self._sum = self._largest = 0.0
         self._unseen = 0
         self._missed = 0  # audited snippets that only their own feature takes over the threshold
         self._shadow_events: list[Event] = []
@@ -47,7 +51,9 @@ class GateAudit:
         self._counts[verdict] += 1
         self._unseen += unseen
         if self._rule.shadow or verdict is Verdict.AUDIT:
-            self._errors.append(abs(own - held))
+            error = abs(own - held)
+            self._errors[math.ceil(error / _BIN)] += 1
+            self._sum, self._largest = self._sum + error, max(self._largest, error)
             self._missed += lost
 
     def shadow_events(self, events: list[Event]) -> None:
@@ -71,7 +77,7 @@ class GateAudit:
         audited, held = self._counts[Verdict.AUDIT], self._counts[Verdict.HOLD]
         gated = audited + held
         total = gated + self._counts[Verdict.ENCODE]
-        errors = np.array(self._errors)
+        seen = self._errors.total()
         found: dict[str, Any] = {
             "mode": "shadow" if self._rule.shadow else "on",
             "rule": {key: value for key, value in self._rule.to_json().items() if key != "shadow"},
@@ -84,19 +90,20 @@ class GateAudit:
             "score_error": None,
             "events_missed": None,
         }
-        if len(errors):
-            found["score_error"] = {"mean": round(float(errors.mean()), 6), "largest": round(float(errors.max()), 6)}
+        if seen:
+            found["score_error"] = {"mean": round(self._sum / seen, 6), "largest": round(self._largest, 6)}
         if self._rule.shadow:
             found["events_missed"] = {"estimate": len(missed(events, self._shadow_events)), "exact": True}
         elif gated == 0:
             found["events_missed"] = {"estimate": 0, "exact": True}
-        elif len(errors):
-            found["score_error"] |= {"bound": round(upper_mean(errors), 6), "confidence": CONFIDENCE}
-            hits = np.zeros(len(errors))
-            hits[: self._missed] = 1.0
+        elif seen:
+            edges, counts = np.array(sorted(self._errors.items())).T
+            bound = upper_mean(edges * _BIN, counts=counts)
+            found["score_error"] |= {"bound": round(bound, 6), "confidence": CONFIDENCE}
+            hits = upper_mean(np.array([0.0, 1.0]), counts=np.array([seen - self._missed, self._missed]))
             found["events_missed"] = {
-                "estimate": round(held * self._missed / len(errors), 2),
-                "bound": round(held * upper_mean(hits), 2),
+                "estimate": round(held * self._missed / seen, 2),
+                "bound": round(held * hits, 2),
                 "confidence": CONFIDENCE,
             }
         return found
@@ -107,16 +114,24 @@ def missed(events: list[Event], others: list[Event]) -> list[Event]:
     return [e for e in events if not any(e.start < o.end and o.start < e.end for o in others)]
 
 
-def upper_mean(values: NDArray[np.floating], confidence: float = CONFIDENCE) -> float:
-    """An upper confidence bound on the mean of a population in [0, 1], from a random sample [n] of it.
+def upper_mean(
+    values: NDArray[np.floating], confidence: float = CONFIDENCE, *, counts: NDArray[np.integer] | None = None
+) -> float:
+    """An upper confidence bound on the mean of a population in [0, 1], from a random sample of it.
 
     By betting (Waudby-Smith and Ramdas 2024): if the mean were m, a player who stakes on the sample's being smaller
     would multiply the money by prod(1 + s (m - x_i)), 0 <= s <= 1 / (1 - m), which stays 1 on average; means at which
     that has become 1 / (1 - confidence) are ruled out. The stakes are a fixed mixture. Without any error this is
     1 - (1 - confidence)^(1/n), about 3 / n, but for the mixture's price; no sample gives 1.
+
+    Args:
+        values: what was seen, [n].
+        confidence: of the bound.
+        counts: how often each, [n]; None: once.
     """
     sample = np.clip(np.asarray(values, np.float64), 0.0, 1.0)
-    if not len(sample):
+    times = np.ones(len(sample)) if counts is None else np.asarray(counts, np.float64)
+    if not times.sum():
         return 1.0
     goal = math.log(1.0 / (1.0 - confidence))
     shares = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 1.0])[:, None]
@@ -124,11 +139,11 @@ def upper_mean(values: NDArray[np.floating], confidence: float = CONFIDENCE) -> 
     def money(mean: float) -> float:
         stakes = shares / (1.0 - mean)
         with np.errstate(divide="ignore"):  # a stake of everything may lose everything
-            logs = np.log(np.maximum(1.0 + stakes * (mean - sample), 0.0)).sum(axis=1)
+            logs = np.log(np.maximum(1.0 + stakes * (mean - sample[times > 0]), 0.0)) @ times[times > 0]
         top = float(logs.max())
         return -math.inf if top == -math.inf else top + math.log(float(np.exp(logs - top).mean()))
 
-    low, high = float(sample.mean()), 1.0 - 1e-9
+    low, high = float(np.average(sample, weights=times)), 1.0 - 1e-9
     if money(high) < goal:
         return 1.0
     while high - low > 1e-6:

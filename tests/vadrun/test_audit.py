@@ -52,6 +52,23 @@ def test_counts_errors_and_misses() -> None:
     assert 15 / 4 < found["events_missed"]["bound"] <= 15
 
 
+def test_repeated_values_count_as_often_as_they_are() -> None:
+    values, counts = np.array([0.0, 0.2, 0.9]), np.array([40, 7, 3])
+    assert upper_mean(values, counts=counts) == pytest.approx(upper_mean(values.repeat(counts)), abs=1e-6)
+    assert upper_mean(np.array([0.0, 1.0]), counts=np.array([25, 0])) == upper_mean(np.zeros(25))
+
+
+def test_years_of_audits_take_no_more_memory_than_their_bins() -> None:
+    audit, rng = GateAudit(GateRule()), np.random.default_rng(3)
+    errors = rng.beta(0.5, 40, 20_000)
+    for error in errors:
+        audit.push(Verdict.AUDIT, float(error), 0.0, lost=False)
+    assert len(audit._errors) < 10_000
+    found = audit.to_json([])["score_error"]
+    assert found["mean"] == pytest.approx(errors.mean(), abs=1e-6) and found["largest"] == round(errors.max(), 6)
+    assert 0 <= found["bound"] - upper_mean(errors) < 1.1e-5
+
+
 def test_nothing_gated_means_nothing_missed() -> None:
     audit = GateAudit(GateRule())
     audit.push(Verdict.ENCODE, 0.9, 0.9, lost=0.9 >= 0.5 > 0.9)
