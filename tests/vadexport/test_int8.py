@@ -22,7 +22,7 @@ from vadexport.cli import main
 from vadexport.graph import int8_rows
 from vadexport.int8 import int8_graph
 from vadexport.probe import Probe, drawn_frames
-from vadrun import Bundle, Engine, UserError
+from vadrun import Bundle, Engine, UserError, backends
 from vadrun.selftest import cosines
 
 LOOSE = {"cosine": 0.9, "score": 1.0, "lost": 99}  # the golden models are random: their features are near each other
@@ -62,9 +62,15 @@ def test_rows_are_symmetric_and_near() -> None:
     weight = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
     weight[3] = 0
     rows, scales = int8_rows(weight)
-    assert rows.dtype == np.int8 and (np.abs(rows.astype(int)).max(axis=1)[[0, 1, 2, 4]] == 127).all()
+    assert rows.dtype == np.int8 and (np.abs(rows.astype(int)).max(axis=1)[[0, 1, 2, 4]] == 64).all()
     assert (np.abs(rows * scales[:, None] - weight) <= scales[:, None] / 2 + 1e-7).all()
     assert not rows[3].any() and np.isfinite(scales).all()
+
+
+def test_two_products_fit_into_16_bits() -> None:
+    """What x86 without VNNI adds them in: an unsigned input by a weight, twice."""
+    rows, _ = int8_rows(np.full((1, 2), -3.0, np.float32))
+    assert int(rows.astype(int).sum()) * 255 >= -(2**15)
 
 
 def test_every_linear_has_explicit_quantisation(visual: dict[str, np.ndarray], heads: int, ranges: Ranges) -> None:
@@ -133,6 +139,19 @@ def test_a_bundle_runs_in_int8(int8_bundle: Path, bundles: dict[str, Path], rang
         Engine.load(int8_bundle, backend, precision="fp32")
     with pytest.raises(UserError, match="finds no"):
         Engine.load(bundles["ucf"], backend, precision="int8")
+
+
+@pytest.mark.parametrize(("instructions", "taken"), [(True, "openvino"), (False, "onnxruntime")])
+def test_auto_takes_what_gains_from_int8(
+    int8_bundle: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, instructions: bool, taken: str
+) -> None:
+    monkeypatch.setattr(backends, "multiplies_int8", lambda: instructions)
+    with Engine.load(int8_bundle) as engine:
+        assert engine.backend.name == taken or engine.backend.device == "cuda"
+    with Engine.load(bundles["ucf"]) as engine:
+        assert engine.backend.name == "openvino" or engine.backend.device == "cuda"
+    with Engine.load(int8_bundle, "openvino") as engine:
+        assert engine.backend.name == "openvino", "a backend that the user named is never replaced"
 
 
 def test_the_bundle_tells_how_it_was_made(int8_bundle: Path, bundles: dict[str, Path]) -> None:

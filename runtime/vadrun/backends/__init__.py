@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vadrun.errors import UserError
@@ -133,6 +134,10 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         raise UserError(f"there is no backend {name!r}: take one of {known}")
     if options.precision not in PRECISIONS:
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
+    slow_int8 = options.precision in ("auto", "int8") and "int8" in bundle.encoder_precisions and not multiplies_int8()
+    if wanted == "auto" and slow_int8:
+        # Without the instructions onnxruntime's INT8 is faster than float32, OpenVINO's is not.
+        chosen.sort(key=lambda entry: entry[0] == "openvino")
     passed_over: list[str] = []
     remedies: list[str] = []
     for known_name, known_device, module, class_name, install in chosen:
@@ -183,6 +188,16 @@ def _tested(kind: Any, bundle: Bundle, device: str, options: Options, refuse_wro
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor has instructions for sums of INT8 products; true where it does not tell."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return True
+    known = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+    return not known.isdisjoint(flags)
 
 
 def check_shapes(bundle: Bundle, shapes: dict[str, list[Any]]) -> None:
