@@ -16,13 +16,13 @@ from vadrun.files import write_csv
 # Scenes of the test split, which neither CLIP nor VadCLIP has seen: (label, number of the clip).
 CLIPS = (
     ("normal", 0),
-    ("fighting", 3),
+    ("fighting", 9),
     ("normal", 4),
-    ("accident", 3),
+    ("accident", 4),
     ("normal", 2),
-    ("riot", 2),
-    ("normal", 6),
-    ("explosion", 7),
+    ("riot", 4),
+    ("normal", 1),
+    ("explosion", 3),
 )
 SECONDS = (12.0, 14.0)
 

@@ -49,12 +49,12 @@ WORLD_CLIP = ClipConfig(
 )
 """The image encoder has 2.4 million weights, the text encoder 0.4 beside the token embedding."""
 EMBED_DIM = 128
-EPOCHS = 15
+EPOCHS = 12
 NORM = 10.0
 """Mean norm of the image features, as the released CLIP has it: learning rates of the head depend on it."""
 _MAX_SCALE = 100.0  # of the logits, as in CLIP
 _PART_PATCHES = 4096  # go through the encoder at once
-_MASKED = 0.75  # of the epochs, in which half of the patches are seen
+_MASKED = 0.85  # of the epochs, in which half of the patches are seen
 _HARDEST = "fighting"  # few pixels of a picture tell it from people who stand together
 _REGIONS = 20.0  # weight of the regions' loss
 _REGION_BIAS = -4.0  # where their logits begin: few patches show any one phrase

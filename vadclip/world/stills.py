@@ -64,7 +64,7 @@ class Stills:
 
 def write_stills(
     folder: Path,
-    count: int = 48000,
+    count: int = 40000,
     seed: int = 0,
     jobs: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -171,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m vadclip.world.stills", description="Draw captioned pictures of many scenes."
     )
     p.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to")
-    p.add_argument("--count", type=int, default=48000, metavar="N", help="pictures (default 48000)")
+    p.add_argument("--count", type=int, default=40000, metavar="N", help="pictures (default 40000)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     p.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one to each core)")
     return p
