@@ -131,7 +131,8 @@ def upper_mean(
     """
     sample = np.clip(np.asarray(values, np.float64), 0.0, 1.0)
     times = np.ones(len(sample)) if counts is None else np.asarray(counts, np.float64)
-    if not times.sum():
+    sample, times = sample[times > 0], times[times > 0]  # what was never seen may have a logarithm of 0
+    if not len(sample):
         return 1.0
     goal = math.log(1.0 / (1.0 - confidence))
     shares = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 1.0])[:, None]
@@ -139,7 +140,7 @@ def upper_mean(
     def money(mean: float) -> float:
         stakes = shares / (1.0 - mean)
         with np.errstate(divide="ignore"):  # a stake of everything may lose everything
-            logs = np.log(np.maximum(1.0 + stakes * (mean - sample[times > 0]), 0.0)) @ times[times > 0]
+            logs = np.log(np.maximum(1.0 + stakes * (mean - sample), 0.0)) @ times
         top = float(logs.max())
         return -math.inf if top == -math.inf else top + math.log(float(np.exp(logs - top).mean()))
 

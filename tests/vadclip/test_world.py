@@ -316,6 +316,8 @@ def test_a_clip_learns_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in clip.state_dict().items())
     with pytest.raises(UserError, match="of a training on other pictures or with other options"):
         train_clip(stills, sizes, 16, epochs=7, batch=16, state=state)
+    with pytest.raises(UserError, match="of a training on other pictures or with other options"):
+        train_clip(replace(stills, captions=stills.captions[::-1]), sizes, 16, epochs=6, batch=16, state=state)
     state.write_bytes(b"PK")
     with pytest.raises(UserError, match="is damaged"):
         train_clip(stills, sizes, 16, epochs=6, batch=16, state=state)

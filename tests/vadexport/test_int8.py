@@ -141,6 +141,15 @@ def test_a_bundle_runs_in_int8(int8_bundle: Path, bundles: dict[str, Path], rang
         Engine.load(bundles["ucf"], backend, precision="int8")
 
 
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [("sse2 avx2", False), ("sse2 avx2 avx_vnni", True), ("sse2 avx512_vnni", True), ("fp asimd", True), ("", True)],
+)
+def test_which_processors_multiply_int8(monkeypatch: pytest.MonkeyPatch, flags: str, has: bool) -> None:
+    monkeypatch.setattr(backends, "processor_flags", lambda: frozenset(flags.split()))
+    assert backends.multiplies_int8() is has
+
+
 @pytest.mark.parametrize(("instructions", "taken"), [(True, "openvino"), (False, "onnxruntime")])
 def test_auto_takes_what_gains_from_int8(
     int8_bundle: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, instructions: bool, taken: str

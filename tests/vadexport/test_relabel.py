@@ -40,12 +40,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_class_that_was_added_is_found(demo: Path) -> None:
     """Where the video has an explosion, and the bundle no such class, an event has the name of the class that is added.
 
-    Its words are others than those of the model's own class.
+    Of a fire the model has never had a class.
     """
     others = [ClassName("normal", "normal"), *named("fighting", "accident", "riot")]
     truth = (DEMO / "truth.csv").read_text().splitlines()
     _, start, end = next(line.split(",") for line in truth if line.startswith("explosion"))
-    for added in ([], [ClassName("blaze", "an explosion")]):
+    for added in ([], [ClassName("blaze", "a fire on the ground")]):
         relabel(demo, [*others, *added], checkpoint=DEMO / "checkpoint.safetensors")
         with Engine.load(demo, "onnxruntime") as engine:
             assert engine.labels == [entry.label for entry in (*others, *added)]

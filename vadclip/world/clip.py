@@ -10,6 +10,7 @@ are matched (as in RegionCLIP, Zhong et al. 2022).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import math
 import sys
@@ -32,6 +33,7 @@ from vadclip.world.clips import LABELS
 from vadclip.world.crops import augmented, boxes_of
 from vadclip.world.regions import PHRASES
 from vadclip.world.stills import SIZE, Stills, read_stills
+from vadrun.backends import processor_flags
 from vadrun.console import run_command
 from vadrun.errors import UserError
 from vadrun.files import write_bytes
@@ -143,7 +145,8 @@ class _Training:
             lr=lr,
             betas=(0.9, 0.98),
         )
-        self._told = [len(stills.captions), len(self._vocabulary), epochs, batch, lr, seed]
+        captions = hashlib.sha256("\n".join(stills.captions).encode()).hexdigest()
+        self._told = [captions, str(config), embed_dim, epochs, batch, lr, seed]
 
     def epoch(self, number: int) -> tuple[float, float]:
         """Mean loss of an epoch, and the share of pictures whose caption was the nearest."""
@@ -324,11 +327,7 @@ def _chances(labels: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _computes_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16; where it does not, emulating it would take longer than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not processor_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def _compact_vocabulary(clip: Any, tokens: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def raster(camera: Camera, planes: list[Plane], sky: Colour) -> tuple[Floats, Fl
     Returns:
         colours [H,W,3], points of the world [H,W,3] in metres (far off for the sky) and shade [H,W].
     """
-    rays = camera.rays().astype(np.float32)  # half the time of float64, and a hundredth of a millimetre is enough
+    rays = camera.rays().astype(np.float32)  # good for a hundredth of a millimetre
     shape = rays.shape[:2]
     rays = rays.reshape(-1, 3)
     origin = np.array([camera.x, camera.y, camera.z], np.float32)

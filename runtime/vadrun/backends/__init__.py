@@ -134,11 +134,12 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         raise UserError(f"there is no backend {name!r}: take one of {known}")
     if options.precision not in PRECISIONS:
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
+    passed_over: list[str] = []
     slow_int8 = options.precision in ("auto", "int8") and "int8" in bundle.encoder_precisions and not multiplies_int8()
     if wanted == "auto" and slow_int8:
         # Without the instructions onnxruntime's INT8 is faster than float32, OpenVINO's is not.
         chosen.sort(key=lambda entry: entry[0] == "openvino")
-    passed_over: list[str] = []
+        passed_over.append("openvino:cpu comes last, for its INT8 gains nothing on a processor without VNNI")
     remedies: list[str] = []
     for known_name, known_device, module, class_name, install in chosen:
         label = f"{known_name}:{known_device}"
@@ -190,14 +191,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def multiplies_int8() -> bool:
-    """Whether the processor has instructions for sums of INT8 products; true where it does not tell."""
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words; empty where there are none."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        return frozenset(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
-        return True
-    known = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
-    return not known.isdisjoint(flags)
+        return frozenset()
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor has instructions for sums of INT8 products; true of all that is not x86, or not known."""
+    flags = processor_flags()
+    return "sse2" not in flags or not flags.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def check_shapes(bundle: Bundle, shapes: dict[str, list[Any]]) -> None:
