@@ -10,6 +10,7 @@ DEMO := build/demo
 help:
 	@echo "make demo   set up $(VENV), build the demo bundle, run vadrun on the demo video"
 	@echo "            CHECKPOINT=FILE [DATASET=ucf] VIDEO=FILE: the same with your own"
+	@echo "make demo-model   make the demo's model and video anew (two hours); SIZE=small: the way there, in minutes"
 	@echo "make test   set up $(VENV), run ruff, mypy, import-linter and pytest"
 	@echo "make clean  remove what the demo made and the tools' caches; $(VENV) stays"
 
@@ -42,20 +43,33 @@ demo: $(VENV)/demo.ok
 	$(BIN)/vadrun "$(VIDEO)" --engine $(DEMO)/bundle --out $(DEMO)/results || test $$? -eq 1
 	$(BIN)/python demo/picture.py "$(VIDEO)" $(DEMO)/results $(TRUTH)
 
-# How demo/checkpoint.safetensors and demo/demo.mp4 are made: about two hours on two cores.
+# How demo/checkpoint.safetensors and demo/demo.mp4 are made: about two hours on two cores. SIZE=small goes the same way
+# in minutes, to see that it can be gone here; its model knows nothing, and demo/ is left alone.
+SIZE ?= standard
+ifeq ($(SIZE),standard)
 WORLD := build/world
+MODEL := demo
+else ifeq ($(SIZE),small)
+WORLD := build/world-small
+MODEL := $(WORLD)/demo
+STILLS := --count 400
+CLIP := --epochs 1
+else
+$(error SIZE is $(SIZE): give small or standard)
+endif
 demo-model: $(VENV)/test.ok
-	$(BIN)/python -m vadclip.world.stills --out $(WORLD)/stills
-	$(BIN)/python -m vadclip.world.clip --stills $(WORLD)/stills --out $(WORLD)/clip.safetensors
-	$(BIN)/python -m vadclip.world --size standard --out $(WORLD)/videos
+	@mkdir -p $(WORLD) $(MODEL)
+	$(BIN)/python -m vadclip.world.stills $(STILLS) --out $(WORLD)/stills
+	$(BIN)/python -m vadclip.world.clip $(CLIP) --stills $(WORLD)/stills --out $(WORLD)/clip.safetensors
+	$(BIN)/python -m vadclip.world --size $(SIZE) --out $(WORLD)/videos
 	$(BIN)/vadclip extract $(WORLD)/videos/train.csv $(WORLD)/videos/test.csv \
 		--encoder $(WORLD)/clip.safetensors --out $(WORLD)/features --batch 32
 	$(BIN)/vadclip train --list $(WORLD)/features/train.csv --clip $(WORLD)/clip.safetensors \
 		--classes demo/classes.yaml --recipe paper --batch 32 --lr 3e-4 --epochs 5 --select last --seed 4 --out $(WORLD)/run
 	$(BIN)/vadclip evaluate $(WORLD)/run/best.safetensors --list $(WORLD)/features/test.csv \
 		--annotations $(WORLD)/videos/annotations.csv --classes demo/classes.yaml --pictures --out $(WORLD)/report --force
-	$(BIN)/python demo/compact.py $(WORLD)/run/best.safetensors demo/checkpoint.safetensors
-	$(BIN)/python demo/make_video.py demo
+	$(BIN)/python demo/compact.py $(WORLD)/run/best.safetensors $(MODEL)/checkpoint.safetensors
+	$(BIN)/python demo/make_video.py $(MODEL)
 
 lint: $(VENV)/test.ok
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vadrun.engine import Engine
     from vadrun.errors import UserError
     from vadrun.events import Event, EventRule
-    from vadrun.pipeline import VideoResult, run_video
+    from vadrun.pipeline import VideoResult, run_video, run_videos
     from vadrun.scoring import Scores
     from vadrun.video import Video
 
@@ -32,6 +32,7 @@ _HOME = {
     "Video": "vadrun.video",
     "VideoResult": "vadrun.pipeline",
     "run_video": "vadrun.pipeline",
+    "run_videos": "vadrun.pipeline",
 }
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Video",
     "VideoResult",
     "run_video",
+    "run_videos",
 ]
 
 

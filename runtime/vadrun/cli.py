@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, table, version
+from vadrun.console import FilesProgress, run_command, version
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from vadrun.engine import Engine
     from vadrun.events import EventRule
     from vadrun.gate import GateRule
-    from vadrun.pipeline import Pipeline, VideoResult
 
 GATE_MODES = ("off", "on", "shadow")
 
@@ -244,119 +244,29 @@ def _run_all(
     gate: GateRule | None,
     calibration: Calibration | None,
 ) -> int:
-    from vadrun.pipeline import Pipeline
+    from vadrun.pipeline import run_videos
+    from vadrun.report import Report
+    from vadrun.sinks import ResultFolders
 
-    with Pipeline(engine, [source for source, _ in jobs], gate, arguments.decoder) as pipeline:
-        return _run_jobs(arguments, engine, rule, jobs, pipeline, calibration)
-
-
-def _run_jobs(
-    arguments: argparse.Namespace,
-    engine: Engine,
-    rule: EventRule | Calibration,
-    jobs: list[tuple[Path, Path | None]],
-    pipeline: Pipeline,
-    calibration: Calibration | None,
-) -> int:
-    from vadrun.decoders import DecoderFailed
-
-    code = 0
-    documents: list[dict[str, Any]] = []
-    failed: list[str] = []
+    sources = [source for source, _ in jobs]
+    report = Report(sources, calibration, as_json=arguments.json, quiet=arguments.quiet)
     versions = _versions(engine)
-    for number, (source, target) in enumerate(jobs):
-        progress = ProgressLine(source.name, enabled=not arguments.quiet)
-        try:
-            try:
-                result = _run_one(engine, pipeline, number, target, rule, progress, versions)
-            except DecoderFailed as error:
-                if arguments.decoder != "auto":
-                    raise
-                progress.clear()
-                _remark(arguments, f"{error}: beginning again")
-                with pipeline.again(number) as software:
-                    result = _run_one(engine, software, 0, target, rule, progress, versions)
-        except UserError as error:
-            progress.clear()
-            # One bad file in a folder must not cost the others.
-            print(f"vadrun: {error}", file=sys.stderr)
-            failed.append(str(error))
-            code = BAD_INPUT
-            continue
-        progress.clear()
-        documents.append(result.to_json(engine, rule, versions))
-        if result.damage is not None:
-            print(f"vadrun: warning: {result.damage}", file=sys.stderr)
-            code = max(code, DAMAGED)
-        if result.note is not None:
-            _remark(arguments, f"{source.name}: {result.note}")
-        if calibration is not None and not calibration.knows_picture(result.info.width, result.info.height):
-            size = f"{result.info.width}x{result.info.height}"
-            _remark(
-                arguments, f"{source.name}: {calibration.path} has seen no footage of {size}; is it of this camera?"
-            )
-        if not arguments.json:
-            _print_result(result)
-            sys.stdout.flush()
-    if arguments.json:
-        print(json.dumps({"videos": documents, "errors": failed}, indent=2, ensure_ascii=False))
-    elif arguments.out is not None and documents:
-        print(f"results in {arguments.out}")
-    if failed and len(jobs) > 1:
-        print(f"vadrun: {len(failed)} of {len(jobs)} videos could not be read", file=sys.stderr)
-    return code
-
-
-def _run_one(
-    engine: Engine,
-    pipeline: Pipeline,
-    number: int,
-    target: Path | None,
-    rule: EventRule | Calibration,
-    progress: ProgressLine,
-    versions: dict[str, str],
-) -> VideoResult:
-    from vadrun.sinks import ResultFolder
-
-    if target is None:
-        return pipeline.score(number, rule, progress=progress.update)
-    with ResultFolder(target, engine.labels) as folder:
-        result = pipeline.score(number, rule, folder, progress.update)
-        folder.result(result.to_json(engine, rule, versions))
-    return result
-
-
-def _print_result(result: VideoResult) -> None:
-    events = f"{len(result.events)} event{'' if len(result.events) == 1 else 's'}"
-    snippets = f"{result.snippets} snippet{'' if result.snippets == 1 else 's'}"
-    peak = "" if result.peak is None else f", peak score {result.peak:.3f}"
-    print(f"{result.source}: {clock(result.seconds)} scored in {snippets}, {events}{peak}")
-    if result.gate is not None:
-        print(f"  {_gate_line(result.gate)}")
-    if result.events:
-        rows = [[clock(e.start), clock(e.end), e.label, f"{e.peak:.3f}"] for e in result.events]
-        text = table(["start", "end", "class", "peak"], rows, right=(0, 1, 3))
-        print("\n".join(f"  {line}" for line in text.splitlines()))
-
-
-def _gate_line(gate: dict[str, Any]) -> str:
-    """What the gate did, in one line."""
-    held = "would have been held" if gate["mode"] == "shadow" else "held"
-    text = f"gate: {gate['share_gated']:.0%} of the snippets {held}"
-    if gate["pictures_undecoded"]:
-        text += f", {gate['pictures_undecoded']} pictures never decoded"
-    error, missed = gate["score_error"], gate["events_missed"]
-    if error is None or missed is None:
-        return text + ("; none of them was audited, so what that cost is not known" if gate["gated"] else "")
-    if gate["mode"] == "shadow":
-        return f"{text}; scores would differ by {error['mean']:.4f} on average, {missed['estimate']} events be missed"
-    if "bound" not in error:
-        return text
-    return (
-        f"{text}; by {gate['audited']} audits their scores are off by {error['mean']:.4f} on average (at most "
-        f"{error['bound']:.3f}), and {missed['estimate']:g} events missed (at most {missed['bound']:.1f}), with "
-        f"{error['confidence']:.0%} confidence"
-    )
+    progress = FilesProgress([source.name for source in sources], enabled=not arguments.quiet)
+    with ExitStack() as stack:
+        folders = stack.enter_context(ResultFolders([target for _, target in jobs], engine.labels))
+        outcomes = run_videos(
+            engine, sources, rule, folders.begin, progress.update, gate=gate, decoder=arguments.decoder
+        )
+        for number, outcome in stack.enter_context(closing(outcomes)):
+            progress.done(number)
+            if isinstance(outcome, UserError):
+                folders.drop(number)
+                report.add(number, outcome, {})
+            else:
+                document = outcome.to_json(engine, rule, versions)
+                folders.keep(number, document)
+                report.add(number, outcome, document)
+    return report.finish(arguments.out)
 
 
 def _targets(sources: list[Path], out: Path | None) -> list[Path | None]:

@@ -113,3 +113,33 @@ class ProgressLine:
         if self._enabled and self._drawn:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
+
+
+class FilesProgress:
+    """Progress over video files, some of which are worked on at once.
+
+    Args:
+        names: of the files.
+        enabled, stream: as :class:`ProgressLine` has them.
+    """
+
+    def __init__(self, names: Sequence[str], enabled: bool = True, stream: TextIO | None = None) -> None:
+        self._total = len(names)
+        self._line = ProgressLine(names[0] if len(names) == 1 else "vadrun", enabled, stream)
+        self._shares: dict[int, float] = {}  # of the files that are under way
+        self._done = 0
+
+    def update(self, number: int, done: float, total: float | None) -> None:
+        """``done`` of ``total`` seconds of a file."""
+        if self._total == 1:
+            self._line.update(done, total)
+            return
+        self._shares[number] = min(done / total, 1.0) if total else 0.0
+        text = f"{self._done} of {self._total} videos"
+        self._line.part(text, self._done + sum(self._shares.values()), self._total)
+
+    def done(self, number: int) -> None:
+        """A file is done, or has failed; the line makes room for what is said of it."""
+        self._shares.pop(number, None)
+        self._done += 1
+        self._line.clear()

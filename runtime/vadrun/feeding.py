@@ -1,6 +1,7 @@
-"""From files to features: one thread reads and decodes ahead, the caller's encodes, batch by batch.
+"""From files to features: threads read and decode ahead, the caller's encodes, batch by batch.
 
-The reader goes on to the next video while the last is encoded, and a batch may hold snippets of both.
+Several files are read at once where that keeps more cores at work (:func:`readers`); a batch holds what comes next,
+of whichever of them.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vadrun.decoders import SOFTWARE
+from vadrun.backends import cores
+from vadrun.decoders import SOFTWARE, DecoderFailed, wanted
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.gate import Verdict
@@ -27,6 +30,18 @@ Floats = NDArray[np.float32]
 
 # Seconds that an image may wait for its batch to fill; it matters where the gate holds most.
 PATIENCE = 2.0
+# Files that are read at once at most: each takes a decoder's memory, 34 MiB at 1080p.
+MOST_READERS = 8
+
+
+def readers(files: int, decoder: str) -> int:
+    """How many files are read at once.
+
+    A file that is decoded in one thread costs the least, and one is all that the gate's decoding on demand can use; so
+    there are as many as there are cores. Where hardware may decode, it takes one file after the other.
+    """
+    hardware = any(kind.unavailable() is None for kind in wanted(decoder))
+    return min(files, 1 if hardware else min(cores(), MOST_READERS))
 
 
 class Encoded(NamedTuple):
@@ -80,9 +95,10 @@ def features_of(features: Floats, items: Sequence[object]) -> Floats:
 
 
 class Opened(NamedTuple):
-    """A video begins."""
+    """A video begins; again, if hardware gave up on it and software reads it from the start."""
 
     info: VideoInfo
+    failed: DecoderFailed | None = None  # why hardware gave up
 
 
 class Closed(NamedTuple):
@@ -100,71 +116,84 @@ class Failed(NamedTuple):
     error: BaseException
 
 
-class Batch(NamedTuple):
-    """A batch has been encoded."""
-
-
-# What the reader makes, and what becomes of it: snippets turn into features, the rest is passed on in its place.
+# What readers make, and what becomes of it: snippets turn into features, the rest is passed on in its place.
 Item = Opened | Snippet | Closed | Failed
-Step = Opened | Encoded | Closed | Failed | Batch
+Step = Opened | Encoded | Closed | Failed
+
+
+class Of(NamedTuple):
+    """What was made of the video of this number."""
+
+    video: int
+    item: Item
 
 
 class Encoder:
-    """Turns snippets into features, batch by batch, across the borders of videos."""
+    """Turns snippets into features, batch by batch, across the borders of videos.
+
+    Attributes:
+        seconds: spent encoding each video's images: its share of each batch.
+    """
 
     def __init__(self, engine: Engine, reader: ReadAhead, *, shadow: bool) -> None:
-        self.seconds = 0.0  # spent encoding
+        self.seconds: defaultdict[int, float] = defaultdict(float)
         self._engine = engine
         self._reader = reader
-        self._holding = Holding(shadow)
+        self._shadow = shadow
+        self._holding: dict[int, Holding] = {}  # of the videos that are open
 
-    def steps(self) -> Iterator[Step]:
-        """Everything that the reader makes, in its order."""
-        under_way: deque[list[Item]] = deque()
+    def steps(self) -> Iterator[tuple[int, Step]]:
+        """Everything that the readers make, with its video's number; for each video in order."""
+        under_way: deque[list[Of]] = deque()
         idle = 0.0  # seconds in which the reader was waited for, which is not encoding
 
         def images() -> Iterator[NDArray[np.uint8]]:
             nonlocal idle
             asked = time.perf_counter()
-            for items in self._batches():
+            for batch in self._batches():
                 idle += time.perf_counter() - asked
-                under_way.append(items)
-                yield images_of(self._engine, [item for item in items if isinstance(item, Snippet)])
+                under_way.append(batch)
+                yield images_of(self._engine, [item for _, item in batch if isinstance(item, Snippet)])
                 asked = time.perf_counter()
             idle += time.perf_counter() - asked
 
         began = time.perf_counter()
         for features in self._engine.encode_each(images()):
-            self.seconds += time.perf_counter() - began - idle
-            items = under_way.popleft()
-            encoded = iter(features_of(features, items))
-            for item in items:
+            spent = time.perf_counter() - began - idle
+            batch = under_way.popleft()
+            encoded = iter(features_of(features, [item for _, item in batch]))
+            for video, item in batch:
                 if isinstance(item, Snippet):
-                    yield self._holding.take(item, next(encoded) if len(item.images) else None)
+                    own = next(encoded) if len(item.images) else None
+                    self.seconds[video] += spent * len(item.images) / max(len(features), 1)
+                    yield video, self._holding[video].take(item, own)
+                    continue
+                if isinstance(item, Opened):
+                    self._holding[video] = Holding(self._shadow)
                 else:
-                    yield item
-            yield Batch()
+                    self._holding.pop(video, None)
+                yield video, item
             began, idle = time.perf_counter(), 0.0
 
-    def _batches(self) -> Iterator[list[Item]]:
-        """What the reader makes in lists with a full batch of images each, or with those that have waited enough.
+    def _batches(self) -> Iterator[list[Of]]:
+        """What the readers make in lists with a full batch of images each, or with those that have waited enough.
 
         Only the last may have none: what has no images goes with those that come next.
         """
-        waiting: list[Item] = []
+        waiting: list[Of] = []
         images = 0
         since = 0.0
         while True:
-            item = self._reader.get(PATIENCE - (time.monotonic() - since) if images else None)
-            if isinstance(item, Snippet) and len(item.images):
-                since = since if images else time.monotonic()
-                images += 1
-            if not isinstance(item, _TooLate | _Done):
-                waiting.append(item)
-            if images >= self._engine.batch or (images and isinstance(item, _TooLate)):
+            made = self._reader.get(PATIENCE - (time.monotonic() - since) if images else None)
+            if isinstance(made, Of):
+                waiting.append(made)
+                if isinstance(made.item, Snippet) and len(made.item.images):
+                    since = since if images else time.monotonic()
+                    images += 1
+            if images >= self._engine.batch or (images and isinstance(made, _TooLate)):
                 yield waiting
                 waiting, images = [], 0
-            if isinstance(item, _Done):
+            if isinstance(made, _Done):
                 if waiting:
                     yield waiting
                 return
@@ -179,65 +208,102 @@ class _Done(NamedTuple):
 
 
 class ReadAhead:
-    """Reads videos in a thread of its own, at most ``depth`` snippets ahead."""
+    """Reads videos in threads of its own, all together at most ``depth`` snippets ahead.
+
+    Args:
+        sources: the files, begun in their order.
+        snippets: what is made of an opened one.
+        depth: items that may wait.
+        decoder: as :class:`vadrun.Video` has it. Where hardware that ``auto`` took gives up, the video is opened again
+            in software.
+    """
 
     def __init__(
         self,
-        sources: list[Path],
+        sources: Sequence[Path],
         snippets: Callable[[Video], Iterator[Snippet]],
         depth: int,
         decoder: str = SOFTWARE,
     ) -> None:
-        self._sources = sources
         self._decoder = decoder
         self._snippets = snippets
-        self._queue: queue.Queue[Item | _Done] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[Of | _Done] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="vadrun-reader", daemon=True)
+        self._next = iter(list(enumerate(sources)))
+        self._taking = threading.Lock()
+        self.left: set[int] = set()  # videos that nobody wants any more
+        count = readers(len(sources), decoder)
+        self._working = count  # readers that have not ended
+        self._decoding = max(cores() // max(count, 1), 1)  # threads that decode one file
+        self._threads = [
+            threading.Thread(target=self._work, name=f"vadrun-reader-{number}", daemon=True) for number in range(count)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def get(self, timeout: float | None) -> Item | _Done | _TooLate:
+    def leave(self, video: int) -> None:
+        """Read no more of this video; what has been read of it still comes."""
+        self.left.add(video)
+
+    def get(self, timeout: float | None) -> Of | _Done | _TooLate:
         """The next item; waits for ``timeout`` seconds at most, or as long as it takes."""
-        try:
-            return self._queue.get(timeout=None if timeout is None else max(timeout, 0.001))
-        except queue.Empty:
-            return _TooLate()
+        until = None if timeout is None else time.monotonic() + max(timeout, 0.001)
+        while self._working:
+            try:
+                made = self._queue.get(timeout=None if until is None else max(until - time.monotonic(), 0.001))
+            except queue.Empty:
+                return _TooLate()
+            if isinstance(made, Of):
+                return made
+            self._working -= 1
+        return _Done()
 
     def _work(self) -> None:
-        for source in self._sources:
-            if self._stop.is_set():
-                return
+        while not self._stop.is_set():
+            with self._taking:
+                video, source = next(self._next, (-1, None))
+            if source is None:
+                break
             try:
-                self._read(source)
+                try:
+                    self._read(video, source, self._decoder)
+                except DecoderFailed as error:
+                    if self._decoder != "auto":
+                        raise
+                    self._read(video, source, SOFTWARE, failed=error)
             except BaseException as error:
-                self._put(Failed(error))
+                self._put(video, Failed(error))
                 if not isinstance(error, UserError):
                     break
-        self._put(_Done())
+        self._put(-1, None)
 
-    def _read(self, source: Path) -> None:
+    def _read(self, video: int, source: Path, decoder: str, failed: DecoderFailed | None = None) -> None:
         started = time.perf_counter()
-        with Video(source, decoder=self._decoder) as video:
-            self._put(Opened(video.info))
+        with Video(source, decoder=decoder, threads=self._decoding) as opened:
+            info = opened.info if failed is None else replace(opened.info, decoder_why=str(failed))
+            self._put(video, Opened(info, failed))
             busy = 0.0
-            for snippet in self._snippets(video):
+            for snippet in self._snippets(opened):
                 busy += time.perf_counter() - started
-                if not self._put(snippet):
-                    return
+                if video in self.left or not self._put(video, snippet):
+                    break
                 started = time.perf_counter()
-            busy += time.perf_counter() - started
-            self._put(Closed(video.damage, video.note, busy, video.undecoded))
+            else:
+                busy += time.perf_counter() - started
+            self._put(video, Closed(opened.damage, opened.note, busy, opened.undecoded))
 
-    def _put(self, item: Item | _Done) -> bool:
+    def _put(self, video: int, item: Item | None) -> bool:
+        """Hand on an item, None at a reader's end; False if nobody wants any more."""
         while not self._stop.is_set():
             try:
-                self._queue.put(item, timeout=0.1)
+                self._queue.put(_Done() if item is None else Of(video, item), timeout=0.1)
                 return True
             except queue.Full:
                 continue

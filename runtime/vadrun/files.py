@@ -7,8 +7,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,26 +90,27 @@ def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
         raise UserError(f"{target} exists already: name another place or allow it to be replaced")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: name a folder")
+    # Named before it is there, so that an interrupt cannot come between.
+    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the result from other users
-    except OSError as error:
-        raise UserError(f"cannot write to {target.parent}: {error.strerror}; name a writable folder") from error
-    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        except OSError as error:
+            raise UserError(f"cannot write to {target.parent}: {error.strerror}; name a writable folder") from error
         yield temporary
-        old = None
         if target.exists():
             old = temporary.with_name(temporary.name + ".old")
-            target.rename(old)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if old is not None:
-                old.rename(target)
-            raise
-        if old is not None:
+            try:
+                target.rename(old)
+                temporary.rename(target)
+            except BaseException:
+                if old.exists() and not target.exists():
+                    old.rename(target)
+                raise
             shutil.rmtree(old)
+        else:
+            temporary.rename(target)
     except OSError as error:
         why = error.strerror or str(error)
         raise UserError(f"cannot write {target}: {why}; free some space or name another place") from error

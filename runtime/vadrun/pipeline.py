@@ -1,15 +1,16 @@
-"""Videos through the engine: one thread decodes ahead, the caller's encodes and scores.
+"""Videos through the engine: threads decode ahead, the caller's encodes and scores.
 
-Several videos share one engine and keep it fed: the reader goes on to the next one while the last is encoded, and a
-batch may hold snippets of both. Memory does not grow with a video: a bounded queue between the threads, one chunk of
-features, and sinks that write as scores become final.
+Several videos share one engine and keep it fed, and several are read at once where that keeps more cores at work.
+Memory does not grow with a video: a bounded queue between the threads, one chunk of features for each video that is
+open, and sinks that write as scores become final.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 
 from vadrun.audit import GateAudit
 from vadrun.calibration import CalibratedDetector, Calibration
-from vadrun.decoders import SOFTWARE, DecoderFailed
+from vadrun.decoders import SOFTWARE
 from vadrun.engine import Engine
+from vadrun.errors import UserError
 from vadrun.events import Event, EventDetector, EventRule
-from vadrun.feeding import Batch, Closed, Encoded, Encoder, Failed, Opened, ReadAhead, Step
+from vadrun.feeding import Closed, Encoded, Encoder, Failed, Opened, ReadAhead
 from vadrun.gate import GateRule
 from vadrun.scoring import Scores
 from vadrun.sources import VideoInfo
@@ -40,11 +42,11 @@ class Sink(Protocol):
 
 @dataclass
 class Timings:
-    """Seconds; the decoder's overlap with the others, so they add up to more than ``wall``."""
+    """Seconds; they overlap, and so do videos that are read at once."""
 
-    wall: float = 0.0  # with several videos, from the end of the one before
+    wall: float = 0.0  # from the opening of the video to its last score
     decode: float = 0.0  # reading, decoding, sampling and resizing
-    encode: float = 0.0
+    encode: float = 0.0  # the video's share of batches
     score: float = 0.0
 
 
@@ -60,6 +62,7 @@ class VideoResult:
     events: list[Event] = field(default_factory=list)
     damage: str | None = None  # what was wrong with the file, as a sentence
     note: str | None = None  # what the user should know of a sound file
+    again: str | None = None  # why hardware gave up on it, where software then read it from the start
     undecoded: int | None = None  # pictures that the gate left undecoded, if that is known
     gate: dict[str, Any] | None = None  # what the gate did and what it cost, see GateAudit.to_json
     timings: Timings = field(default_factory=Timings)
@@ -117,7 +120,7 @@ def run_video(
         source: the video file.
         rule: what makes scores an event: one rule for the anomaly score, or a calibration with one for each class.
         sink: takes every snippet and event in order, as soon as their chunk is scored.
-        progress: called after every batch.
+        progress: called after every snippet that is encoded.
         gate: encodes only where something happens.
         decoder: as :class:`vadrun.Video` has it. Where hardware that ``auto`` took gives up, the file is read again in
             software, and the sink takes what it has not had yet.
@@ -128,17 +131,94 @@ def run_video(
         DecoderFailed: the hardware decoder that was named gave up.
     """
     once = None if sink is None else _Once(sink)
-    with Pipeline(engine, [source], gate, decoder) as pipeline:
-        try:
-            return pipeline.score(0, rule, once, progress)
-        except DecoderFailed as error:
-            if decoder != "auto":
-                raise
-            why = str(error)
-    with pipeline.again(0) as software:
-        result = software.score(0, rule, once, progress)
-    result.info = replace(result.info, decoder_why=why)
-    return result
+    told = None if progress is None else _numbered(progress)
+    with closing(run_videos(engine, [source], rule, lambda _: once, told, gate=gate, decoder=decoder)) as outcomes:
+        _, outcome = next(outcomes)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def _numbered(progress: Progress) -> Callable[[int, float, float | None], None]:
+    return lambda _, done, total: progress(done, total)
+
+
+def run_videos(
+    engine: Engine,
+    sources: Sequence[str | Path],
+    rule: EventRule | Calibration,
+    sinks: Callable[[int], Sink | None] | None = None,
+    progress: Callable[[int, float, float | None], None] | None = None,
+    *,
+    gate: GateRule | None = None,
+    decoder: str = SOFTWARE,
+) -> Generator[tuple[int, VideoResult | UserError], None, None]:
+    """Score several video files, some of them at once.
+
+    Args:
+        engine: the loaded bundle.
+        sources: the video files.
+        rule, gate, decoder: as :func:`run_video` has them.
+        sinks: makes a video's sink, of its place in ``sources``, once it is open; a second time if hardware gave up on
+            it and software reads it from the start. A UserError here is the video's outcome.
+        progress: called with a video's place after every snippet of it that is encoded.
+
+    Yields:
+        Each video's place in ``sources`` and its result, or what is wrong with it, in the order in which they are done.
+
+    Raises:
+        UserError: the calibration is not the bundle's.
+    """
+    if isinstance(rule, Calibration):
+        rule.check(engine.bundle)
+    paths = [Path(source) for source in sources]
+    bundle = engine.bundle
+
+    def snippets(video: Video) -> Iterator[Snippet]:
+        return video.snippets(bundle.sampling, bundle.preprocessing, gate=gate)
+
+    reader = ReadAhead(paths, snippets, depth=2 * engine.batch, decoder=decoder)
+    encoder = Encoder(engine, reader, shadow=gate is not None and gate.shadow)
+    open_: dict[int, tuple[Scorer, float]] = {}  # and since when
+    reader.start()
+    try:
+        for number, step in encoder.steps():
+            if isinstance(step, Opened):
+                result = VideoResult(paths[number], step.info, again=None if step.failed is None else str(step.failed))
+                try:
+                    sink = None if sinks is None else sinks(number)
+                except UserError as error:
+                    reader.leave(number)
+                    open_.pop(number, None)
+                    yield number, error
+                    continue
+                open_[number] = Scorer(engine, rule, sink, result, gate), time.perf_counter()
+                continue
+            if isinstance(step, Failed):
+                if not isinstance(step.error, UserError):
+                    raise step.error
+                open_.pop(number, None)
+                if number not in reader.left:
+                    yield number, step.error
+                continue
+            if number not in open_:
+                continue  # nobody wants it any more
+            scorer, since = open_[number]
+            result = scorer.result
+            if isinstance(step, Encoded):
+                scorer.push(step)
+            else:
+                result.damage, result.note, result.undecoded = step.damage, step.note, step.undecoded
+                result.timings.decode, result.timings.encode = step.busy, encoder.seconds.pop(number, 0.0)
+                scorer.finish()
+                result.timings.wall = time.perf_counter() - since
+                del open_[number]
+            if progress is not None:
+                progress(number, result.seconds, result.info.duration)
+            if isinstance(step, Closed):
+                yield number, result
+    finally:
+        reader.stop()
 
 
 class _Once:
@@ -160,100 +240,8 @@ class _Once:
             self._sink.event(event)
 
 
-class Pipeline:
-    """Scores videos one after the other while the next is being decoded.
-
-    >>> with Pipeline(engine, ["a.mp4", "b.mp4"]) as pipeline:         # doctest: +SKIP
-    ...     results = [pipeline.score(number, rule) for number in range(2)]
-
-    Args:
-        engine: the loaded bundle.
-        sources: the video files.
-        gate: encodes only where something happens.
-        decoder: as :class:`vadrun.Video` has it.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        sources: Sequence[str | Path],
-        gate: GateRule | None = None,
-        decoder: str = SOFTWARE,
-    ) -> None:
-        self._engine = engine
-        self._sources = [Path(source) for source in sources]
-        self._gate = gate
-        bundle = engine.bundle
-
-        def snippets(video: Video) -> Iterator[Snippet]:
-            return video.snippets(bundle.sampling, bundle.preprocessing, gate=gate)
-
-        self._reader = ReadAhead(self._sources, snippets, depth=2 * engine.batch, decoder=decoder)
-        self._encoder = Encoder(engine, self._reader, shadow=gate is not None and gate.shadow)
-        self._steps = self._encoder.steps()
-        self._next = 0  # the video whose steps come next
-        self._ended = time.perf_counter()  # when the one before was done
-
-    def __enter__(self) -> Pipeline:
-        self._reader.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._reader.stop()
-
-    def again(self, number: int) -> Pipeline:
-        """A pipeline of this source alone, decoded in software: for when hardware gave up on it."""
-        return Pipeline(self._engine, [self._sources[number]], self._gate)
-
-    def score(
-        self,
-        number: int,
-        rule: EventRule | Calibration,
-        sink: Sink | None = None,
-        progress: Progress | None = None,
-    ) -> VideoResult:
-        """Score the source of this number; those before it that were not scored are passed over.
-
-        Raises:
-            UserError, DecoderFailed: as :func:`run_video`; the sources after it can be scored all the same.
-        """
-        while self._next < number:
-            for _ in self._of_next():
-                pass
-        steps = self._of_next()
-        opened = next(steps)
-        assert isinstance(opened, Opened)
-        result = VideoResult(self._sources[number], opened.info)
-        scorer = Scorer(self._engine, rule, sink, result, self._gate)
-        encode_before = self._encoder.seconds
-        for step in steps:
-            if isinstance(step, Encoded):
-                scorer.push(step)
-            elif isinstance(step, Closed):
-                result.damage, result.note = step.damage, step.note
-                result.timings.decode = step.busy
-                result.undecoded = step.undecoded
-            if progress is not None and isinstance(step, Batch | Closed):
-                progress(result.seconds, result.info.duration)
-        scorer.finish()
-        result.timings.encode = self._encoder.seconds - encode_before
-        result.timings.wall = time.perf_counter() - self._ended
-        self._ended = time.perf_counter()
-        return result
-
-    def _of_next(self) -> Iterator[Step]:
-        """The steps of the next video, up to its last."""
-        self._next += 1
-        for step in self._steps:
-            if isinstance(step, Failed):
-                raise step.error
-            yield step
-            if isinstance(step, Closed):
-                return
-
-
 class Scorer:
-    """Scores one video's features chunk by chunk and fills its result."""
+    """Scores one video's features chunk by chunk and fills its ``result``."""
 
     def __init__(
         self,
@@ -266,7 +254,8 @@ class Scorer:
         if isinstance(rule, Calibration):
             rule.check(engine.bundle)
         self._rule = rule
-        self._engine, self._sink, self._result = engine, sink, result
+        self._engine, self._sink = engine, sink
+        self.result = result
         self._detector = self._new_detector()
         self._audit = None if gate is None else GateAudit(gate)
         # In the shadow, what a gated run would have found.
@@ -280,12 +269,12 @@ class Scorer:
 
     def gate_so_far(self) -> dict[str, Any] | None:
         """What the result says of the gate, over the chunks that have been scored; None without a gate."""
-        return None if self._audit is None else self._audit.to_json(self._result.events)
+        return None if self._audit is None else self._audit.to_json(self.result.events)
 
     def push(self, encoded: Encoded) -> None:
         """Take the next snippet; a chunk that is full is scored."""
-        self._result.snippets += 1
-        self._result.seconds = encoded.snippet.end
+        self.result.snippets += 1
+        self.result.seconds = encoded.snippet.end
         self._chunk.append(encoded)
         if len(self._chunk) == self._engine.bundle.model.positions:
             self._score()
@@ -298,11 +287,11 @@ class Scorer:
         if self._audit is not None:
             if self._shadow is not None:
                 self._audit.shadow_events(self._shadow.finish())
-            undecoded = self._result.undecoded
-            self._result.gate = self._audit.to_json(self._result.events) | {"pictures_undecoded": undecoded}
+            undecoded = self.result.undecoded
+            self.result.gate = self._audit.to_json(self.result.events) | {"pictures_undecoded": undecoded}
 
     def _score(self) -> None:
-        result, sink = self._result, self._sink
+        result, sink = self.result, self._sink
         started = time.perf_counter()
         scores = self._engine.score(np.stack([encoded.feature for encoded in self._chunk]))
         held = scores
@@ -344,6 +333,6 @@ class Scorer:
 
     def _emit(self, events: list[Event]) -> None:
         for event in events:
-            self._result.events.append(event)
+            self.result.events.append(event)
             if self._sink is not None:
                 self._sink.event(event)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,15 @@ class ResultFolder:
         self._stack = ExitStack()
 
     def __enter__(self) -> ResultFolder:
-        with ExitStack() as stack:
-            self._folder = stack.enter_context(whole_directory(self.target, replace=True))
-            scores = stack.enter_context((self._folder / "scores.csv").open("w", newline="", encoding="utf-8"))
-            self._events = stack.enter_context((self._folder / "events.jsonl").open("w", encoding="utf-8"))
-            self._scores = csv.writer(scores, lineterminator="\n")
+        try:
+            self._folder = self._stack.enter_context(whole_directory(self.target, replace=True))
+            scores = (self._folder / "scores.csv").open("w", newline="", encoding="utf-8")
+            self._scores = csv.writer(self._stack.enter_context(scores), lineterminator="\n")
+            self._events = self._stack.enter_context((self._folder / "events.jsonl").open("w", encoding="utf-8"))
             self._scores.writerow(["snippet", "start", "end", "anomaly", *self._labels])
-            self._stack = stack.pop_all()
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(self, *exception: Any) -> bool | None:
@@ -59,3 +63,55 @@ class ResultFolder:
     def result(self, value: dict[str, Any]) -> None:
         """``result.json``: source, bundle, backend, versions, timings."""
         write_json(self._folder / RESULT, value)
+
+
+class ResultFolders:
+    """The results of several videos, some of which are being written at once.
+
+    Use as a context manager; what has been neither kept nor dropped at its end is dropped.
+
+    Args:
+        targets: each video's folder; None for none.
+        labels: the class names.
+    """
+
+    def __init__(self, targets: Sequence[Path | None], labels: list[str]) -> None:
+        self._targets, self._labels = targets, labels
+        self._open: dict[int, ResultFolder] = {}
+
+    def __enter__(self) -> ResultFolders:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number in list(self._open):
+            self.drop(number)
+
+    def begin(self, number: int) -> ResultFolder | None:
+        """The sink of the video of this number, from its first snippet on.
+
+        Raises:
+            UserError: as :class:`ResultFolder`.
+        """
+        self.drop(number)
+        target = self._targets[number]
+        if target is None:
+            return None
+        folder = self._open[number] = ResultFolder(target, self._labels)
+        return folder.__enter__()
+
+    def keep(self, number: int, value: dict[str, Any]) -> None:
+        """Put a video's folder in place, with its ``result.json``."""
+        if number in self._open:
+            folder = self._open[number]
+            folder.result(value)
+            folder.__exit__(None, None, None)
+            del self._open[number]
+
+    def drop(self, number: int) -> None:
+        """Leave nothing of a video's new results."""
+        if number in self._open:
+            self._open.pop(number).__exit__(Dropped, Dropped(), None)
+
+
+class Dropped(Exception):
+    """What the folder of dropped results is told."""

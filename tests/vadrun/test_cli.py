@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests import clips
-from vadrun import Bundle
+from vadrun import Bundle, feeding
 from vadrun.cli import main
+from vadrun.console import FilesProgress
 
 Printed = pytest.CaptureFixture[str]
 
@@ -116,6 +119,43 @@ def test_folders_and_equal_names(engine: str, clip: Path, tmp_path: Path, capsys
         assert (tmp_path / "out" / video / "scores.csv").exists()
 
 
+def test_videos_are_told_in_their_order_whichever_is_done_first(
+    engine: str, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is long, the second is none, the third is done before the first."""
+    monkeypatch.setattr(feeding, "cores", lambda: 3)
+    videos = [clips.write_clip(tmp_path / "long.mp4", 16 * 40), tmp_path / "bad.mp4", tmp_path / "short.mp4"]
+    videos[1].write_text("I am text")
+    clips.write_clip(videos[2], 16)
+    assert run(engine, *videos, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert [line.split(":")[0] for line in printed.out.splitlines() if " scored in " in line] == [
+        str(videos[0]),
+        str(videos[2]),
+    ]
+    assert "bad.mp4 cannot be opened" in printed.err and "1 of 3 videos could not be read" in printed.err
+    for name, count in (("long", 40), ("short", 1)):
+        assert json.loads((tmp_path / "out" / name / "result.json").read_text())["snippets"] == count
+        assert len((tmp_path / "out" / name / "scores.csv").read_text().splitlines()) == count + 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["long", "short"]
+
+
+def test_progress_over_several_files() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    progress = FilesProgress(["a.mp4", "b.mp4", "c.mp4"], stream=terminal)
+    progress.update(1, 5.0, 10.0)
+    assert "vadrun  0 of 3 videos" in terminal.getvalue() and "left" in terminal.getvalue()
+    progress.done(1)
+    assert terminal.getvalue().endswith("\r\x1b[K")
+    time.sleep(0.25)  # it draws no oftener
+    progress.update(0, 5.0, None)
+    assert terminal.getvalue().splitlines()[-1].count("1 of 3 videos") == 1
+
+
 def test_a_second_run_replaces_the_first(engine: str, clip: Path, tmp_path: Path) -> None:
     for threshold in (0.3, 0.4):
         assert run(engine, clip, "--out", tmp_path, "--threshold", threshold) == 0
@@ -207,14 +247,20 @@ assert main([{str(clip)!r}, "--engine", {engine!r}, "--backend", "onnxruntime:cp
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_terminating_a_run_leaves_no_half_results(engine: str, tmp_path: Path) -> None:
-    long = clips.write_clip(tmp_path / "long.mp4", 4000, size=(320, 240))
-    command = [sys.executable, "-u", "-m", "vadrun.cli", str(long), "--engine", engine]
-    command += ["--out", str(tmp_path / "out"), "--backend", "onnxruntime:cpu", "--threads", "1"]
+@pytest.mark.parametrize("count", [1, 2])
+def test_terminating_a_run_leaves_no_half_results(engine: str, tmp_path: Path, count: int) -> None:
+    videos = [clips.write_clip(tmp_path / f"long{number}.mp4", 4000, size=(320, 240)) for number in range(count)]
+    out = tmp_path / "out"
+    command = [sys.executable, "-u", "-m", "vadrun.cli", *map(str, videos), "--engine", engine]
+    command += ["--out", str(out), "--backend", "onnxruntime:cpu", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        process.stderr.readline()  # loaded; the video has begun
+        process.stderr.readline()  # loaded
+        begun = min(count, feeding.cores())
+        until = time.monotonic() + 30
+        while len([path for path in out.iterdir() if path.is_dir()]) < begun and time.monotonic() < until:
+            time.sleep(0.005)
         process.terminate()
         process.stderr.read()
     assert process.returncode in (143, -15)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == []
+    assert [path.name for path in out.iterdir()] == []

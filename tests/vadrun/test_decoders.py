@@ -177,7 +177,7 @@ def test_the_command_begins_again_in_software(
     arguments = [str(clip), "--engine", str(bundles["ucf"]), "--backend", "onnxruntime:cpu", "--json"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
-    assert "decode this file in software: beginning again" in printed.err
+    assert "decode this file in software, which has been done" in printed.err
     (result,) = json.loads(printed.out)["videos"]
     assert (result["video"]["decoder"], result["snippets"]) == ("software", 4)
     assert len((tmp_path / "out" / "clip" / "scores.csv").read_text().splitlines()) == 5

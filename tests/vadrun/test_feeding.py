@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests import clips
-from vadrun.feeding import ReadAhead
+from vadrun import decoders, feeding
+from vadrun.decoders import SOFTWARE
+from vadrun.feeding import Of, ReadAhead, readers
 from vadrun.video import Snippet, Video
 
 
@@ -25,7 +28,64 @@ def test_the_reader_stays_a_bounded_distance_ahead(tmp_path: Path) -> None:
     reader.start()
     taken = [reader.get(None) for _ in range(3)]  # that the video begins, and two snippets
     threading.Event().wait(0.3)  # all the time it wants
-    assert [type(item).__name__ for item in taken] == ["Opened", "Snippet", "Snippet"]
+    assert all(isinstance(made, Of) for made in taken)
+    assert [type(made.item).__name__ for made in taken if isinstance(made, Of)] == ["Opened", "Snippet", "Snippet"]
     assert made <= 2 + 4 + 1
     reader.stop()
     assert made < 1000
+
+
+def test_files_are_read_at_once_up_to_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three wait for each other in the middle of their reading, and all come out whole."""
+    monkeypatch.setattr(feeding, "cores", lambda: 2)
+    paths = [clips.write_clip(tmp_path / f"{name}.mp4", 20) for name in "abc"]
+    both = threading.Barrier(2)
+    reading: set[str] = set()
+
+    def snippets(video: Video) -> Iterator[Snippet]:
+        reading.add(threading.current_thread().name)
+        if video.path.stem != "c":
+            both.wait(timeout=20)
+        for index in range(5):
+            yield Snippet(index, 0.0, 1.0, np.zeros((1, 2, 2, 3), np.uint8))
+
+    reader = ReadAhead(paths, snippets, depth=4)
+    reader.start()
+    made: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    while isinstance(taken := reader.get(None), Of):
+        made[taken.video].append(type(taken.item).__name__)
+    reader.stop()
+    assert reading == {"vadrun-reader-0", "vadrun-reader-1"}
+    assert list(made.values()) == [["Opened", *["Snippet"] * 5, "Closed"]] * 3
+
+
+def test_how_many_files_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "cores", lambda: 4)
+    for kind in (decoders.CudaDecoder, decoders.GstreamerDecoder):
+        monkeypatch.setattr(kind, "unavailable", lambda: "is not here")
+    assert [readers(files, SOFTWARE) for files in (0, 1, 3, 9)] == [0, 1, 3, 4]
+    assert readers(9, "auto") == 4
+    monkeypatch.setattr(decoders.CudaDecoder, "unavailable", lambda: None)
+    assert [readers(files, "auto") for files in (0, 1, 9)] == [0, 1, 1]
+    assert readers(9, SOFTWARE) == 4
+    monkeypatch.setattr(feeding, "cores", lambda: 64)
+    assert readers(100, SOFTWARE) == feeding.MOST_READERS
+
+
+def test_what_nobody_wants_is_not_read_on(tmp_path: Path) -> None:
+    paths = [clips.write_clip(tmp_path / f"{name}.mp4", 20) for name in "ab"]
+    made = 0
+
+    def snippets(video: Video) -> Iterator[Snippet]:
+        nonlocal made
+        for index in range(1000 if video.path.stem == "a" else 3):
+            made += video.path.stem == "a"
+            yield Snippet(index, 0.0, 1.0, np.zeros((1, 2, 2, 3), np.uint8))
+
+    reader = ReadAhead(paths, snippets, depth=4)
+    reader.leave(0)
+    reader.start()
+    while isinstance(reader.get(None), Of):
+        pass
+    reader.stop()
+    assert made < 10

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from tests import clips
-from vadrun import Engine, EventRule, UserError, Video, run_video
+from vadrun import Engine, EventRule, UserError, Video, VideoResult, feeding, run_video, run_videos
 from vadrun.engine import Engine as EngineClass
 from vadrun.events import Event, find_events
 from vadrun.gate import GateRule
-from vadrun.pipeline import Pipeline
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet
 
@@ -132,7 +131,7 @@ def test_an_error_in_the_sink_ends_the_reader(engine: Engine, clip: Path) -> Non
 
     with pytest.raises(OSError, match="No space left"):
         run_video(engine, clip, EventRule(), Full())
-    assert "vadrun-reader" not in {thread.name for thread in threading.enumerate()}
+    assert not any(thread.name.startswith("vadrun-reader") for thread in threading.enumerate())
 
 
 def test_an_error_in_the_reader_comes_out(engine: Engine, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,24 +163,67 @@ def test_batches_hold_snippets_of_several_videos(
             yield features
 
     monkeypatch.setattr(EngineClass, "encode_each", watch)
+    monkeypatch.setattr(feeding, "cores", lambda: 3)
     rows = [Rows() for _ in range(4)]
-    with Pipeline(engine, [clip, bad, short, clip]) as pipeline:
-        first = pipeline.score(0, EventRule(), rows[0])
-        with pytest.raises(UserError, match=r"bad\.mp4 cannot be opened"):
-            pipeline.score(1, EventRule(), rows[1])
-        pipeline.score(2, EventRule(), rows[2])
-        pipeline.score(3, EventRule(), rows[3])
+    told: dict[int, float] = {}
+
+    def tell(number: int, done: float, total: float | None) -> None:
+        told[number] = done
+
+    outcomes = dict(run_videos(engine, [clip, bad, short, clip], EventRule(), rows.__getitem__, tell))
     assert seen == [3, 3, 3, 3, 3, 3, 3, 2]
-    assert first.snippets == 11
+    assert sorted(outcomes) == [0, 1, 2, 3]
+    error = outcomes.pop(1)
+    assert isinstance(error, UserError) and "bad.mp4 cannot be opened" in str(error)
+    results = {number: result for number, result in outcomes.items() if isinstance(result, VideoResult)}
+    assert {number: result.snippets for number, result in results.items()} == {0: 11, 2: 1, 3: 11}
+    assert told == {number: result.seconds for number, result in results.items()}
+    assert all(result.timings.encode > 0 and result.timings.wall > 0 for result in results.values())
     for got, expected in zip(rows, (alone[0], Rows(), alone[1], alone[0]), strict=True):
         assert [row[:3] for row in got.snippets] == [row[:3] for row in expected.snippets]
         np.testing.assert_allclose([r[3] for r in got.snippets], [r[3] for r in expected.snippets], atol=1e-5)
 
 
-def test_a_video_may_be_passed_over(engine: Engine, clip: Path, tmp_path: Path) -> None:
-    short = clips.write_clip(tmp_path / "short.mp4", 20)
-    with Pipeline(engine, [clip, short]) as pipeline:
-        assert pipeline.score(1, EventRule()).snippets == 1
+def test_a_sink_that_cannot_be_made_costs_its_video_alone(engine: Engine, clip: Path) -> None:
+    rows = Rows()
+
+    def sinks(number: int) -> Rows:
+        if number == 0:
+            raise UserError("no place for it")
+        return rows
+
+    outcomes = dict(run_videos(engine, [clip, clip], EventRule(), sinks))
+    assert str(outcomes[0]) == "no place for it"
+    assert isinstance(outcomes[1], VideoResult) and len(rows.snippets) == 11
+
+
+def test_gated_videos_that_are_read_at_once_are_held_each_by_its_own(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that stand still on different pictures: one holding the other's feature would have its scores."""
+    monkeypatch.setattr(feeding, "cores", lambda: 2)
+    paths = [
+        clips.write_clip(tmp_path / f"{number}.mp4", 16 * 8, draw=lambda _, w, h, n=number: clips.numbered(n, w, h))
+        for number in (5, 2999)
+    ]
+    rule = GateRule(heartbeat=60, audit=1e-9)
+    alone, together = [Rows(), Rows()], [Rows(), Rows()]
+    for path, rows in zip(paths, alone, strict=True):
+        run_video(engine, path, EventRule(), rows, gate=rule)
+    for _, result in run_videos(engine, paths, EventRule(), together.__getitem__, gate=rule):
+        assert isinstance(result, VideoResult) and result.gate is not None
+        assert (result.gate["encoded"], result.gate["gated"]) == (1, 7)
+    scores = [[row[3] for row in rows.snippets] for rows in alone]
+    assert abs(scores[0][0] - scores[1][0]) > 1e-4
+    for got, expected in zip(together, scores, strict=True):
+        np.testing.assert_allclose([row[3] for row in got.snippets], expected, atol=1e-5)
+
+
+def test_whoever_stops_early_stops_the_readers(engine: Engine, clip: Path) -> None:
+    outcomes = run_videos(engine, [clip, clip, clip], EventRule())
+    next(outcomes)
+    outcomes.close()
+    assert not any(thread.name.startswith("vadrun-reader") for thread in threading.enumerate())
 
 
 def still(number: int, width: int, height: int) -> np.ndarray:

@@ -1,0 +1,113 @@
+"""What ``vadrun`` says of the videos that it has scored."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vadrun.console import BAD_INPUT, DAMAGED, clock, table
+from vadrun.errors import UserError
+
+if TYPE_CHECKING:
+    from vadrun.calibration import Calibration
+    from vadrun.pipeline import VideoResult
+
+
+class Report:
+    """Prints what became of each video, in the order in which they were named.
+
+    Args:
+        sources: the videos.
+        calibration: what they were judged by, if it was one.
+        as_json: one document of all of them at the end.
+        quiet: no remarks.
+    """
+
+    def __init__(self, sources: Sequence[Path], calibration: Calibration | None, *, as_json: bool, quiet: bool) -> None:
+        self._sources, self._calibration, self._as_json, self._quiet = sources, calibration, as_json, quiet
+        self._waiting: dict[int, tuple[VideoResult | UserError, dict[str, Any]]] = {}
+        self._next = 0
+        self._documents: list[dict[str, Any]] = []
+        self._failed: list[str] = []
+        self._code = 0
+
+    def add(self, number: int, outcome: VideoResult | UserError, document: dict[str, Any]) -> None:
+        """A video is done."""
+        self._waiting[number] = outcome, document
+        while self._next in self._waiting:
+            outcome, document = self._waiting.pop(self._next)
+            if isinstance(outcome, UserError):
+                # One bad file in a folder must not cost the others.
+                print(f"vadrun: {outcome}", file=sys.stderr)
+                self._failed.append(str(outcome))
+                self._code = BAD_INPUT
+            else:
+                self._documents.append(document)
+                self._tell(self._sources[self._next].name, outcome)
+            self._next += 1
+
+    def _tell(self, name: str, result: VideoResult) -> None:
+        calibration = self._calibration
+        if result.again is not None:
+            self._remark(f"{result.again}, which has been done")
+        if result.damage is not None:
+            print(f"vadrun: warning: {result.damage}", file=sys.stderr)
+            self._code = max(self._code, DAMAGED)
+        if result.note is not None:
+            self._remark(f"{name}: {result.note}")
+        if calibration is not None and not calibration.knows_picture(result.info.width, result.info.height):
+            size = f"{result.info.width}x{result.info.height}"
+            self._remark(f"{name}: {calibration.path} has seen no footage of {size}; is it of this camera?")
+        if not self._as_json:
+            _print_result(result)
+            sys.stdout.flush()
+
+    def finish(self, out: Path | None) -> int:
+        """Print what is said of all of them, whose results are in ``out``; returns the exit code."""
+        if self._as_json:
+            print(json.dumps({"videos": self._documents, "errors": self._failed}, indent=2, ensure_ascii=False))
+        elif out is not None and self._documents:
+            print(f"results in {out}")
+        if self._failed and len(self._sources) > 1:
+            print(f"vadrun: {len(self._failed)} of {len(self._sources)} videos could not be read", file=sys.stderr)
+        return self._code
+
+    def _remark(self, text: str) -> None:
+        if not self._quiet:
+            print(text, file=sys.stderr)
+
+
+def _print_result(result: VideoResult) -> None:
+    events = f"{len(result.events)} event{'' if len(result.events) == 1 else 's'}"
+    snippets = f"{result.snippets} snippet{'' if result.snippets == 1 else 's'}"
+    peak = "" if result.peak is None else f", peak score {result.peak:.3f}"
+    print(f"{result.source}: {clock(result.seconds)} scored in {snippets}, {events}{peak}")
+    if result.gate is not None:
+        print(f"  {_gate_line(result.gate)}")
+    if result.events:
+        rows = [[clock(e.start), clock(e.end), e.label, f"{e.peak:.3f}"] for e in result.events]
+        text = table(["start", "end", "class", "peak"], rows, right=(0, 1, 3))
+        print("\n".join(f"  {line}" for line in text.splitlines()))
+
+
+def _gate_line(gate: dict[str, Any]) -> str:
+    """What the gate did, in one line."""
+    held = "would have been held" if gate["mode"] == "shadow" else "held"
+    text = f"gate: {gate['share_gated']:.0%} of the snippets {held}"
+    if gate["pictures_undecoded"]:
+        text += f", {gate['pictures_undecoded']} pictures never decoded"
+    error, missed = gate["score_error"], gate["events_missed"]
+    if error is None or missed is None:
+        return text + ("; none of them was audited, so what that cost is not known" if gate["gated"] else "")
+    if gate["mode"] == "shadow":
+        return f"{text}; scores would differ by {error['mean']:.4f} on average, {missed['estimate']} events be missed"
+    if "bound" not in error:
+        return text
+    return (
+        f"{text}; by {gate['audited']} audits their scores are off by {error['mean']:.4f} on average (at most "
+        f"{error['bound']:.3f}), and {missed['estimate']:g} events missed (at most {missed['bound']:.1f}), with "
+        f"{error['confidence']:.0%} confidence"
+    )
