@@ -19,11 +19,13 @@ class Unit(NamedTuple):
         kind: type of its slices, in H.264 with their ``nal_ref_idc``.
         closed: whether nothing from here on depends on anything before.
         news: whether it brings parameter sets that later packets may need.
+        referred: whether other pictures may depend on it.
     """
 
     kind: int
     closed: bool
     news: bool
+    referred: bool
 
 
 class Units:
@@ -69,7 +71,8 @@ class Units:
         self._known |= sets
         if len(self._known) > 64:  # what changes all the time is news all the time
             self._known = sets
-        return Unit(kind, closed, news or _has_extradata(packet))
+        referred = not self.skips or kind & 0x60 > 0
+        return Unit(kind, closed, news or _has_extradata(packet), referred)
 
     def _parts(self, data: bytes) -> Iterator[tuple[int, int]]:
         """Where the units lie, without what sets them apart."""

@@ -163,6 +163,8 @@ class _Message(NamedTuple):
 class _Paced(Video):
     """A video file that is played at its own speed."""
 
+    looks_ahead = False  # a camera has no file to look ahead in
+
     def __init__(self, path: Path, stop: threading.Event) -> None:
         # Threads of the decoder cost time and memory, and the cameras keep the cores busy without them.
         super().__init__(path, threads=1)

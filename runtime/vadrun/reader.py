@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import av
 from av.video.stream import VideoStream
@@ -15,9 +17,12 @@ from av.video.stream import VideoStream
 from vadrun.backlog import CODECS, Backlog, Picture
 from vadrun.bitstream import Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
+from vadrun.groups import Groups, Taken, Worker
 from vadrun.skipping import AHEAD, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
 from vadrun.wholeness import Faults, what_is_missing
+
+T = TypeVar("T")
 
 _MOST_READ_ERRORS = 100  # in a row, before a container that yields nothing more is given up
 
@@ -121,6 +126,37 @@ class Reader:
         )
         return self._held_back(self.backlog)
 
+    def in_groups(
+        self, wanted: Callable[[int], bool], make: Callable[[], Callable[[av.VideoFrame], T]], threads: int
+    ) -> Iterator[Taken | Skipped]:
+        """As :meth:`pictures`, in its place, but decoded only as far as is wanted, and by groups.
+
+        Args:
+            wanted: whether the picture at this place in display order is needed.
+            make: makes, for each thread, what makes of a frame what is wanted of it.
+            threads: groups that are decoded at once.
+
+        Raises:
+            Irregular: pictures were not decoded, and which ones is in doubt.
+        """
+        self.skipper = None
+        units = Units(self._codec, self.stream.codec_context.extradata)
+        contexts = [self.stream.codec_context]
+        with ExitStack() as stack:
+
+            def worker() -> Worker[T]:
+                try:
+                    context = contexts.pop()
+                except IndexError:
+                    # From a container of its own it knows all that the stream's own knows.
+                    container = stack.enter_context(open_container(self._path))
+                    context = pick_stream(container, self._path).codec_context
+                return Worker(context, make())
+
+            groups = Groups(self._followed(), units, wanted, worker, threads, lambda: self.faults.count)
+            yield from groups.pictures()
+        self._end(self._last)
+
     def _held_back(self, backlog: Backlog) -> Iterator[Picture | av.VideoFrame]:
         yield from backlog.pictures()
         self._end(self._last)
@@ -175,7 +211,7 @@ class Reader:
                 yield from self.skipper.placed(frame)
             yield frame
 
-    def timestamp(self, frame: av.VideoFrame | Skipped | Picture) -> float | None:
+    def timestamp(self, frame: av.VideoFrame | Skipped | Taken | Picture) -> float | None:
         """A picture's own time in seconds, if it has one."""
         # AVI stores no display times, and FFmpeg's guess at them is wrong with B-frames; decoding times, which it
         # does store, come out in the order of display.
@@ -183,7 +219,7 @@ class Reader:
         base = self.stream.time_base
         return None if stamp is None or base is None else float(stamp * base)
 
-    def duration(self, frame: av.VideoFrame | Skipped | Picture) -> float | None:
+    def duration(self, frame: av.VideoFrame | Skipped | Taken | Picture) -> float | None:
         """How long a picture is on display in seconds, if it says so."""
         ticks, base = getattr(frame, "duration", None), self.stream.time_base  # PyAV 15 has it
         return float(ticks * base) if ticks and ticks > 0 and base is not None else None

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadrun import decoders
+from vadrun.backends import cores
 from vadrun.backlog import Picture
 from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError
 from vadrun.gate import Gate, GateRule, Looked, Verdict
+from vadrun.groups import Taken
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.reader import Reader
 from vadrun.sampling import Sampled, Sampler, Sampling, Timeline
@@ -40,8 +42,8 @@ class Decoded(NamedTuple):
     duration: float
 
 
-Place = av.VideoFrame | Skipped | Picture
-"""A frame, a picture that is left out, or one that is decoded only if somebody asks for it."""
+Place = av.VideoFrame | Skipped | Taken | Picture
+"""A frame, a picture that is left out, one that was made into an image, or one that is decoded if somebody asks."""
 
 
 class Shown(NamedTuple):
@@ -104,6 +106,8 @@ class Video:
         DecoderFailed: while reading: a hardware decoder met what only software can read, damage for instance.
     """
 
+    looks_ahead = True  # whether pictures may be left undecoded by what comes after them in the file
+
     def __init__(self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE) -> None:
         self.path = Path(path)
         self._threads = threads
@@ -120,6 +124,7 @@ class Video:
         """Open the file for software to decode from its beginning."""
         self.decoded = 0
         self.note: str | None = None
+        self._anew = False  # whether the reader stands before the first picture again
         self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads))
         try:
             # The first frame is decoded here, so a file without any is refused before any work has begun.
@@ -214,10 +219,15 @@ class Video:
         preprocessing = preprocessing or Preprocessing()
         if gate is not None:
             _check_one_image(sampling)
+        wanted = _wanted(sampling)
         if gate is not None and self._reader.can_hold_back:
             self._hold_back()
-        else:
-            self._skip(sampling)
+        elif gate is None and wanted is not None and self.looks_ahead and self._reader.can_hold_back:
+            self._group(wanted, lambda: Preprocessor(preprocessing, crops))
+        elif wanted is not None and self._reader.skipper is not None:
+            length = sampling.frames
+            # A first snippet may be all there is, and then another of its frames is looked at.
+            self._reader.skipper.wanted = lambda rank: rank < length or wanted(rank)
         yield from self._again_if_irregular(lambda: self._cut(sampling, preprocessing, crops, gate))
 
     def shadows(
@@ -249,19 +259,19 @@ class Video:
             self.info, self._reader.skipper = known, None
             yield from islice(read(), done, None)
 
-    def _skip(self, sampling: Sampling) -> None:
-        """Leave out what the sampling passes over, but for a first snippet that may be all there is."""
-        length = sampling.frames
-        wanted = {"first": 0, "middle": length // 2}.get(sampling.pick)
-        skipper = self._reader.skipper
-        if skipper is not None and sampling.by == "frames" and wanted is not None:
-            skipper.wanted = lambda rank: rank < length or rank % length == wanted
+    def _group(self, wanted: Callable[[int], bool], make: Callable[[], Preprocessor]) -> None:
+        """Begin anew, and decode only what is wanted, by groups."""
+        self._reader.close()
+        self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, 1))
+        self._anew = True
+        self._frames = self._reader.in_groups(wanted, make, self._threads or cores())
 
     def _hold_back(self) -> None:
         """Begin anew, and decode only what is asked for."""
         self._reader.close()
         # Threads that work on several pictures at a time would have to decode more of them to give one.
         self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads, at_once=True))
+        self._anew = True
         self._frames = self._reader.hold_back()
 
     def _cut(
@@ -277,6 +287,8 @@ class Video:
         def looked(frame: Place) -> Looked:
             if isinstance(frame, Skipped):
                 raise Irregular
+            if isinstance(frame, Taken):
+                return Looked(frame.made, Verdict.ENCODE)
             if guard is not None:
                 return guard(frame)
             assert not isinstance(frame, Picture)  # nothing is held back without a gate
@@ -296,6 +308,7 @@ class Video:
             nonlocal image
             if isinstance(frame, Skipped):
                 raise Irregular
+            assert not isinstance(frame, Taken)  # the gates want to look themselves
             image = convert(frame.frame() if isinstance(frame, Picture) else frame)
             return Looked(image, Verdict.ENCODE), tuple(guard(frame).verdict for guard in guards)
 
@@ -315,11 +328,11 @@ class Video:
         """What the sampler makes of the pictures, all of which pass the gates."""
         sampler: Sampler[Place, T] = Sampler(sampling, looked)
         for frame, time, duration in self.shown():
-            if not isinstance(frame, Skipped):
+            if not isinstance(frame, Skipped | Taken):
                 for guard in guards:
                     guard.passes(frame, time)
             yield from sampler.push(frame, time, duration)
-            if not isinstance(frame, Skipped):
+            if not isinstance(frame, Skipped | Taken):
                 for guard in guards:
                     guard.passed(frame)
         for sampled in sampler.finish():
@@ -369,7 +382,7 @@ class Video:
         if self._first is None:
             raise RuntimeError(f"{self.path} has been read or closed: open it again")
         first, self._first = self._first, None
-        if self._reader.backlog is None:  # which begins with it
+        if not self._anew:
             yield first
         del first
         try:
@@ -395,6 +408,14 @@ def read_snippets(
     """
     with Video(path, threads=threads) as video:
         yield from video.snippets(sampling, preprocessing)
+
+
+def _wanted(sampling: Sampling) -> Callable[[int], bool] | None:
+    """Which places in display order a sampling looks at, in a video of a snippet or more; None: any."""
+    place = {"first": 0, "middle": sampling.frames // 2}.get(sampling.pick)
+    if sampling.by != "frames" or place is None:
+        return None
+    return lambda rank: rank % sampling.frames == place
 
 
 def _check_one_image(sampling: Sampling) -> None:

@@ -43,10 +43,11 @@ IDR, SLICE = b"\x65key", b"\x41picture"
 
 def test_new_parameter_sets_are_news_once() -> None:
     read = Units("h264", None)
-    assert read.read(packet(*SETS, IDR)) == Unit(0x65, True, True)
-    assert read.read(packet(*SETS, IDR)) == Unit(0x65, True, False)
-    assert read.read(packet(*SETS, SLICE)) == Unit(0x41, False, False)
-    assert read.read(packet(b"\x67other", IDR)) == Unit(0x65, True, True)
+    assert read.read(packet(*SETS, IDR)) == Unit(0x65, True, True, True)
+    assert read.read(packet(*SETS, IDR)) == Unit(0x65, True, False, True)
+    assert read.read(packet(*SETS, SLICE)) == Unit(0x41, False, False, True)
+    assert read.read(packet(b"\x01picture")) == Unit(0x01, False, False, False)  # no other depends on it
+    assert read.read(packet(b"\x67other", IDR)) == Unit(0x65, True, True, True)
 
 
 def test_what_does_not_fit() -> None:
@@ -61,6 +62,6 @@ def test_what_does_not_fit() -> None:
 def test_lengths_before_the_units() -> None:
     extradata = bytes([1, 100, 0, 31, 0xFC | 1, 0xE1])  # two bytes
     read = Units("h264", extradata)
-    assert read.read(av.Packet(b"\0\4\x65key\0\4\x65abc")) == Unit(0x65, True, False)
-    assert read.read(av.Packet(b"\0\4\x65key\0\4\x41abc")) == Unit(0x65, False, False)
+    assert read.read(av.Packet(b"\0\4\x65key\0\4\x65abc")) == Unit(0x65, True, False, True)
+    assert read.read(av.Packet(b"\0\4\x65key\0\4\x41abc")) == Unit(0x65, False, False, True)
     assert read.read(av.Packet(b"\0\x7f\x65key")) is None  # cut short

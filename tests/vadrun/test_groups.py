@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from tests import clips
+from vadrun import groups
+from vadrun.decoders import SoftwareDecoder
+from vadrun.groups import Taken, Worker
+from vadrun.preprocessing import Preprocessing
+from vadrun.reader import Reader
+from vadrun.sampling import Sampling
+from vadrun.skipping import Irregular, Skipped
+from vadrun.video import Snippet, Video
+
+SMALL = Preprocessing.for_size(64)
+FRAMES = 16 * 9 + 5
+
+# Codec, options, and whether the stream has closed groups.
+WAYS = {
+    "b-frames": ("libx264", {"bf": "3", "g": "40"}, True),
+    "pyramid": ("libx264", {"x264-params": "log-level=none:b-pyramid=normal:bframes=5:keyint=50"}, True),
+    "short groups": ("libx264", {"bf": "2", "g": "7"}, True),
+    "intra": ("libx264", {"g": "1"}, True),
+    "open H.264": ("libx264", {"x264-params": "log-level=none:open-gop=1:bframes=3:keyint=30"}, True),
+    "no key pictures": ("libx264", {"x264-params": "log-level=none:intra-refresh=1:keyint=30"}, True),
+    "HEVC": ("libx265", {"x265-params": "log-level=none:open-gop=0:keyint=24:bframes=3"}, True),
+    "open HEVC": ("libx265", {"x265-params": "log-level=none:open-gop=1:keyint=24:bframes=3"}, True),
+    "another codec": ("mpeg4", {"g": "12"}, False),
+}
+
+
+def cut(path: Path, ahead: bool, sampling: Sampling | None = None, **rest: Any) -> tuple[list[Snippet], Video]:
+    with Video(path, **rest) as video:
+        video.looks_ahead = ahead
+        if not ahead:
+            video._reader.skipper = None
+        return list(video.snippets(sampling, SMALL)), video
+
+
+def same(path: Path, sampling: Sampling | None = None, **rest: Any) -> list[Snippet]:
+    """By groups and with every picture decoded, to the bit."""
+    plain, one = cut(path, False, sampling)
+    quick, other = cut(path, True, sampling, **rest)
+    assert [(s.index, s.start, s.end, s.short) for s in quick] == [(s.index, s.start, s.end, s.short) for s in plain]
+    for a, b in zip(quick, plain, strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+    assert (one.damage, one.note, one.decoded, one.info) == (other.damage, other.note, other.decoded, other.info)
+    return quick
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Display times of what workers decode."""
+    found: list[int] = []
+    take = Worker._take
+
+    def watch(self: Worker[Any], frames: Sequence[av.VideoFrame], *rest: Any) -> None:
+        found.extend(frame.pts for frame in frames if frame.pts is not None)
+        take(self, list(frames), *rest)
+
+    monkeypatch.setattr(Worker, "_take", watch)
+    return found
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("way", list(WAYS))
+def test_what_is_left_out_changes_nothing(tmp_path: Path, ending: str, way: str, taken: list[int]) -> None:
+    codec, options, grouped = WAYS[way]
+    path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, codec=codec, options=options)
+    assert len(same(path, threads=2)) == 9
+    assert len(same(path, Sampling(pick="first"), threads=1)) == 9
+    assert bool(taken) == grouped
+
+
+def test_only_what_is_wanted_is_decoded(tmp_path: Path, taken: list[int]) -> None:
+    """Groups of seven: those with a middle in them, up to it."""
+    path = clips.write_clip(tmp_path / "clip.mkv", FRAMES, options={"g": "7", "bf": "0"}, rate=25)
+    assert len(cut(path, True)[0]) == 9
+    middles = [16 * snippet + 8 for snippet in range(9)]
+    expected = {n for n in range(FRAMES) if any(m // 7 * 7 <= n <= m for m in middles)}
+    assert sorted(round(pts / 40) for pts in taken) == sorted(expected)
+
+
+def test_other_samplings_decode_everything(tmp_path: Path, taken: list[int]) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", 64)
+    for sampling in (Sampling(pick="mean"), Sampling(by="time", seconds=0.64)):
+        same(path, sampling)
+    assert not taken
+
+
+def test_crops(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", 64)
+    crops = [("centre", False), ("top-left", True)]
+    found = []
+    for ahead in (False, True):
+        with Video(path) as video:
+            video.looks_ahead = ahead
+            found.append([snippet.images for snippet in video.snippets(Sampling(), SMALL, crops)])
+    assert found[0][0].shape == (1, 2, 64, 64, 3)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("frames", [1, 7, 15, 16, 17, 31])
+def test_short_videos(tmp_path: Path, frames: int) -> None:
+    same(clips.write_clip(tmp_path / "clip.mp4", frames, options={"bf": "3", "g": "5"}), threads=2)
+
+
+def test_rotated_and_late(tmp_path: Path) -> None:
+    """What the container tells of a picture reaches workers that have a container of their own."""
+    path = clips.write_clip(tmp_path / "clip.mp4", 80, options={"g": "5"}, rotation=90)
+    same(path, threads=3)
+    times = np.cumsum(np.random.default_rng(5).uniform(0.02, 0.2, 80)).round(3)
+    same(clips.write_clip(tmp_path / "clip.mkv", 80, times=list(times), options={"g": "9", "bf": "3"}), threads=3)
+
+
+def test_groups_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
+    monkeypatch.setattr(groups, "_LONGEST", 20)
+    assert len(same(clips.write_clip(tmp_path / "clip.mp4", FRAMES, options={"g": "40"}))) == 9
+    assert not taken
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.55, 0.8])
+@pytest.mark.parametrize("ending", ["ts", "mp4", "mkv"])
+def test_damage(tmp_path: Path, ending: str, share: float) -> None:
+    """It comes out as with every picture decoded."""
+    path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, options={"bf": "3", "g": "12"})
+    spoilt = clips.spoil(path, share, 900)
+    quick, one = cut(spoilt, True, threads=2)
+    plain, other = cut(spoilt, False)
+    if one.damage != other.damage:  # damage that nobody has looked at is not known of, and changes nothing
+        assert one.damage is None or str(other.damage).startswith(one.damage.removesuffix(")"))
+        plain, _ = cut(path if one.damage is None else spoilt, False)
+    if one.damage in (None, other.damage):
+        assert [(s.index, s.start, s.end) for s in quick] == [(s.index, s.start, s.end) for s in plain]
+        for a, b in zip(quick, plain, strict=True):
+            np.testing.assert_array_equal(a.images, b.images)
+
+
+def test_a_cut_file_says_so(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", FRAMES, container_options={"movflags": "faststart"})
+    _, video = cut(clips.cut(path, 0.6), True)
+    assert video.damage is not None and "ends early" in video.damage
+
+
+def nals(data: bytes) -> Iterator[bytes]:
+    for part in data.split(b"\0\0\1")[1:]:
+        yield part.rstrip(b"\0")
+
+
+def test_parameter_sets_that_come_once(tmp_path: Path, taken: list[int]) -> None:
+    """Two encodings in one stream, each with its parameter sets before its first key picture only."""
+    path = tmp_path / "clip.nut"  # its muxer leaves packets as they are
+    known: set[bytes] = set()
+    with av.open(str(path), "w") as out:
+        stream: Any = None
+        number = 0
+        for part, options in enumerate(({"g": "8", "bf": "0"}, {"g": "8", "bf": "0", "coder": "vlc", "refs": "1"})):
+            piece = clips.write_clip(
+                tmp_path / f"{part}.ts",
+                64,
+                options=options,
+                draw=lambda n, w, h, p=part: clips.numbered(n + 64 * p, w, h),
+            )
+            with av.open(str(piece)) as container:
+                if stream is None:
+                    stream = out.add_stream_from_template(container.streams.video[0])
+                for packet in container.demux(video=0):
+                    if packet.size:
+                        units = [
+                            unit for unit in nals(bytes(packet)) if unit[0] & 31 not in (7, 8) or unit not in known
+                        ]
+                        known |= {unit for unit in units if unit[0] & 31 in (7, 8)}
+                        copy = av.Packet(b"".join(b"\0\0\0\1" + unit for unit in units))
+                        copy.pts = copy.dts = number
+                        copy.time_base, copy.stream, copy.is_keyframe = Fraction(1, 25), stream, packet.is_keyframe
+                        number += 1
+                        out.mux(copy)
+    assert sum(unit[0] & 31 == 8 for unit in known) == 2
+    for threads in (1, 2, 4):
+        snippets = same(path, threads=threads)
+        _, video = cut(path, True, threads=threads)
+        assert video._anew  # it was not read again for want of them
+        assert [clips.number_of(s.images[0]) for s in snippets] == [16 * n + 8 for n in range(8)]
+    assert taken
+
+
+def in_groups(
+    path: Path, make: Callable[[], Callable[[av.VideoFrame], Any]], threads: int
+) -> Iterator[Taken | Skipped]:
+    reader = Reader(path, lambda stream: SoftwareDecoder(stream, 1))
+    try:
+        yield from reader.in_groups(lambda rank: rank % 16 == 8, make, threads)
+    finally:
+        reader.close()
+
+
+def test_groups_are_decoded_at_once(tmp_path: Path) -> None:
+    """The first picture of each of two waits for the other's."""
+    path = clips.write_clip(tmp_path / "clip.mp4", 64, options={"g": "32"})
+    both = threading.Barrier(2)
+    names: set[str] = set()
+
+    def make() -> Callable[[av.VideoFrame], str]:
+        def once(frame: av.VideoFrame) -> str:
+            name = threading.current_thread().name
+            if name not in names:
+                names.add(name)
+                both.wait(timeout=20)
+            return name
+
+        return once
+
+    found = [place for place in in_groups(path, make, 2) if isinstance(place, Taken)]
+    assert len(found) == 4 and len({place.made for place in found}) == 2
+
+
+def test_whoever_stops_early_stops_the_workers(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", 200, options={"g": "10"})
+    pictures = in_groups(path, lambda: lambda frame: frame.pts, 2)
+    next(pictures)
+    pictures.close()  # type: ignore[attr-defined]
+    assert not any(thread.name.startswith("vadrun-decoder") for thread in threading.enumerate())
+
+
+def test_an_error_in_making_comes_out(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", 64)
+
+    def fail(frame: av.VideoFrame) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_groups(path, lambda: fail, 2))
+
+
+@pytest.mark.parametrize("lost", [4, 8])
+def test_a_lost_picture_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    """One that is wanted, or one before it: were a packet to give no picture, places would be off by one."""
+    path = clips.write_clip(tmp_path / "clip.mkv", 64, options={"g": "32", "bf": "0"})
+    take = Worker._take
+
+    def lose(self: Worker[Any], frames: Sequence[av.VideoFrame], *rest: Any) -> None:
+        take(self, [frame for frame in frames if frame.pts != 40 * lost], *rest)
+
+    monkeypatch.setattr(Worker, "_take", lose)
+    with pytest.raises(Irregular):
+        list(in_groups(path, lambda: lambda frame: None, 1))
+    assert len(same(path)) == 4  # the video is then read with every picture decoded
