@@ -30,6 +30,7 @@ from benchmarks import measure
 from benchmarks.end_to_end import Collect, Reference, load_reference
 from vadclip.images import normalise
 from vadrun.bundle import Bundle
+from vadrun.calibration import Calibration
 from vadrun.console import table
 from vadrun.engine import Engine
 from vadrun.errors import UserError
@@ -207,10 +208,15 @@ def main() -> int:
         "--checkpoint", type=Path, metavar="FILE", help="what it was built from; without it no reference way"
     )
     p.add_argument("--int8", type=Path, metavar="DIR", help="an INT8 bundle of the same checkpoint, to take part, too")
+    p.add_argument("--calibration", type=Path, metavar="FILE", help="take its gate instead of the default one")
     p.add_argument("--batch", type=int, default=8, metavar="N", help="images per call on all sides (default 8)")
     p.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
     a = p.parse_args()
+    gate: GateRule | None = GateRule() if a.calibration is None else Calibration.read(a.calibration).gate
+    if gate is None:
+        raise UserError(f"{a.calibration} holds no gate: add one with vadcalibrate gate")
     print(measure.machine("torch", "opencv-python-headless", "openvino", "av"))
+    print(f"the gate's threshold: {gate.threshold:g}")
     with ExitStack() as stack:
         engine = stack.enter_context(Engine.load(a.bundle, "openvino", batch=a.batch))
         bundle = engine.bundle
@@ -233,12 +239,12 @@ def main() -> int:
         contenders["careful engineer"] = careful
         engines = {"vadrun": engine}
         if a.int8 is not None:
-            engines["vadrun INT8"] = stack.enter_context(Engine.load(a.int8, "openvino", batch=a.batch))
+            engines["vadrun INT8"] = stack.enter_context(Engine.load(a.int8, batch=a.batch))
             print(f"vadrun INT8: {engines['vadrun INT8'].description}")
         careful.encode(list(zeros))  # all have computed something before the clock starts
         for name, its in engines.items():
             contenders[name] = ours(its, None)
-            contenders[name + GATED] = ours(its, GateRule())
+            contenders[name + GATED] = ours(its, gate)
             its.encode(zeros)
         for video in a.videos:
             measured(video, contenders, engine, a.rounds)

@@ -26,6 +26,8 @@ from vadrun.bitstream import Unit, Units
 from vadrun.skipping import AHEAD, DURATIONS, Irregular
 
 if TYPE_CHECKING:
+    from vadrun.ahead import Ahead
+
     Packet = av.Packet[VideoStream]
 
 CODECS = ("h264", "hevc")
@@ -74,6 +76,7 @@ class Backlog:
         skip: has the decoder leave out the next packet's picture if nothing depends on it, or not.
         flush: makes the decoder forget everything.
         faults: how many faults have been met so far, in the container or while decoding.
+        ahead: where ``packets`` come from, if some of them are decoded ahead.
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class Backlog:
         skip: Callable[[bool], None],
         flush: Callable[[], None],
         faults: Callable[[], int],
+        ahead: Ahead | None = None,
     ) -> None:
+        self._ahead = ahead
         self._passed = 0  # pictures that never went through the decoder
         self._packets, self._units = packets, units
         self._decode, self._skip, self._flush, self._faults = decode, skip, flush, faults
@@ -206,12 +211,20 @@ class Backlog:
         self._group += unit.closed
         moved, self._latest = pts < self._latest, max(self._latest, pts)
         picture = Picture(self, packet, unit, self._group, (unit.kind, moved and not unit.closed))
+        picture.fed = self._ahead is not None and pts in self._ahead.decoded
         self._held.append(picture)
         heapq.heappush(self._order, pts)
         self._waiting[pts] = picture
         self._clock = dts
 
     def _fetch(self, picture: Picture) -> av.VideoFrame:
+        if self._ahead is not None and picture.pts not in self._ready:
+            frame = self._ahead.frame(picture.pts)
+            if frame is not None:
+                for held in self._held:
+                    held.fed |= held.pts in self._ahead.decoded
+                self._last = frame
+                return frame
         if not self._under_way(picture):
             self._enter(picture.group)
         while picture.pts not in self._ready:

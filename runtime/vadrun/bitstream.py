@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import av
 
-# Of each codec: slices, slices of closed key pictures, parameter sets (ITU-T H.264 table 7-1, H.265 table 7-1).
-_H264 = (frozenset(range(1, 6)), frozenset({5}), frozenset({7, 8, 13, 15}))
-_HEVC = (frozenset(range(32)), frozenset({19, 20}), frozenset({32, 33, 34}))
+# Of each codec: slices, slices of closed key pictures, parameter sets, supplemental information
+# (ITU-T H.264 table 7-1, H.265 table 7-1).
+_H264 = (frozenset(range(1, 6)), frozenset({5}), frozenset({7, 8, 13, 15}), frozenset({6}))
+_HEVC = (frozenset(range(32)), frozenset({19, 20}), frozenset({32, 33, 34}), frozenset({39, 40}))
+_ORIENTATION = 47  # of supplemental information, how to turn the picture: it holds until it is changed
 
 
 class Unit(NamedTuple):
@@ -41,12 +43,12 @@ class Units:
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self.skips = codec == "h264"
-        self._slices, self._closed, self._sets = _H264 if self.skips else _HEVC
+        self._slices, self._closed, self._sets, self._more = _H264 if self.skips else _HEVC
         # avcC and hvcC begin with a version, and hold the size of the length before each unit.
         self._length = 0
         if extradata and extradata[0] == 1 and len(extradata) > (21 if codec == "hevc" else 4):
             self._length = (extradata[21 if codec == "hevc" else 4] & 3) + 1
-        self._known: set[bytes] = set()  # parameter sets
+        self._known: set[bytes] = set()  # parameter sets of the last packet that brought others
 
     def read(self, packet: av.Packet[Any]) -> Unit | None:
         """What the packet holds; None if it has no slices, or parameter sets where none are expected."""
@@ -61,18 +63,22 @@ class Units:
                 closed &= unit in self._closed
                 if kind is None:
                     kind = head & 0x7F if self.skips else unit
-            elif unit in self._sets:
+            elif unit in self._sets or (unit in self._more and self._turns(data, start)):
                 sets.add(data[start:end].rstrip(b"\0"))
         if kind is None:
             return None
-        news = not sets <= self._known
+        news = not sets <= self._known or _has_extradata(packet)
         if news and not closed:
             return None
-        self._known |= sets
-        if len(self._known) > 64:  # what changes all the time is news all the time
-            self._known = sets
+        if news:
+            self._known = sets  # those of before may come back
         referred = not self.skips or kind & 0x60 > 0
-        return Unit(kind, closed, news or _has_extradata(packet), referred)
+        return Unit(kind, closed, news, referred)
+
+    def _turns(self, data: bytes, start: int) -> bool:
+        """Whether supplemental information begins with how to turn the picture."""
+        at = start + (1 if self.skips else 2)
+        return data[at : at + 1] == bytes([_ORIENTATION])
 
     def _parts(self, data: bytes) -> Iterator[tuple[int, int]]:
         """Where the units lie, without what sets them apart."""
@@ -91,7 +97,9 @@ class Units:
             start = following
 
 
+KNOWS_EXTRADATA = hasattr(av.Packet, "has_sidedata")  # PyAV 16
+
+
 def _has_extradata(packet: av.Packet[Any]) -> bool:
     """Whether the container gives new parameter sets along with this packet."""
-    has = getattr(packet, "has_sidedata", None)  # PyAV 16 has it
-    return bool(has("new_extradata")) if has is not None else False
+    return bool(packet.has_sidedata("new_extradata")) if KNOWS_EXTRADATA else False

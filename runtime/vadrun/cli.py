@@ -259,13 +259,14 @@ def _run_all(
         )
         for number, outcome in stack.enter_context(closing(outcomes)):
             progress.done(number)
-            if isinstance(outcome, UserError):
-                folders.drop(number)
-                report.add(number, outcome, {})
-            else:
-                document = outcome.to_json(engine, rule, versions)
-                folders.keep(number, document)
-                report.add(number, outcome, document)
+            document = {} if isinstance(outcome, UserError) else outcome.to_json(engine, rule, versions)
+            if not isinstance(outcome, UserError):
+                try:
+                    folders.keep(number, document)
+                except UserError as error:
+                    outcome = error
+            folders.drop(number)  # where it was not kept
+            report.add(number, outcome, document)
     return report.finish(arguments.out)
 
 

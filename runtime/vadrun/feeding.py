@@ -275,7 +275,7 @@ class ReadAhead:
                 try:
                     self._read(video, source, self._decoder)
                 except DecoderFailed as error:
-                    if self._decoder != "auto":
+                    if self._decoder != "auto" or video in self.left:
                         raise
                     self._read(video, source, SOFTWARE, failed=error)
             except BaseException as error:
@@ -288,6 +288,7 @@ class ReadAhead:
         started = time.perf_counter()
         with Video(source, decoder=decoder, threads=self._decoding) as opened:
             info = opened.info if failed is None else replace(opened.info, decoder_why=str(failed))
+            opened.stopped = lambda: self._stop.is_set() or video in self.left
             self._put(video, Opened(info, failed))
             busy = 0.0
             for snippet in self._snippets(opened):

@@ -134,6 +134,11 @@ class Gate:
         self._group = math.inf  # seconds between the last two
         self._near_key = False  # whether no sampled frame has come since
 
+    @property
+    def moving(self) -> bool:
+        """Whether the last look found a change."""
+        return self._calm == 0
+
     def passes(self, frame: av.VideoFrame | Picture, time: float) -> None:
         """A picture goes by at so many seconds, sampled or not; all do, in display order."""
         self.now = time

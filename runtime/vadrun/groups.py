@@ -1,7 +1,7 @@
 """Only pictures that are wanted, and what they are predicted from: closed groups of pictures, several at once.
 
 Which pictures the sampling wants is known beforehand, by their place in display order. Behind a closed key picture
-(H.264: IDR; HEVC: IDR_W_RADL or IDR_N_LP) nothing depends on anything before it, and everything is shown after it. So
+(H.264: IDR; HEVC: IDR_W_RADL or IDR_N_LP) nothing depends on anything before it, or is shown before it. So
 each group's places are known once it has been read; what comes behind its last wanted picture, in the order of
 decoding, is not decoded at all; and groups can be decoded side by side, each in one thread. That costs less than
 FFmpeg's threads, which work on neighbouring pictures and wait for each other's rows, the more the less there is in
@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import av
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LONGEST = 1000  # packets of a group; they wait in memory until all are there
+_LARGEST = 64 << 20  # bytes of them
+_TRIED = 34  # pictures that are decoded in any case, to see whether they come out in the order of their timestamps
+_MOST_AT_ONCE = 8  # groups; each takes a decoder's memory, 34 MiB at 1080p
 _MOST_NEWS = 16  # key pictures that bring parameter sets; all decoders have to be told of each
 
 
@@ -46,9 +48,12 @@ class Taken(NamedTuple):
     made: Any
 
 
-class _Group(NamedTuple):
-    packets: list[Packet]  # in the order of decoding
-    shown: list[Packet]  # in that of display
+class Group(NamedTuple):
+    """A closed group of pictures."""
+
+    packets: list[Packet]  # in the order of decoding, up to the last that is wanted
+    last: Packet  # of all
+    shown: list[tuple[int, int | None, int | None]]  # display time, decoding time, duration of all, as they are shown
     wanted: set[int]  # display times
     spare: set[int]  # those of pictures that are not wanted, and that no other depends on
     news: list[Packet]  # key pictures so far that brought parameter sets
@@ -66,8 +71,9 @@ class Worker(Generic[T]):
         context.thread_count = 1
         self._context, self._make = context, make
         self._heard = 0  # news
+        self._shown = 0  # display time of the last picture that came out
 
-    def decode(self, group: _Group, stop: threading.Event) -> dict[int, T]:
+    def decode(self, group: Group, stop: threading.Event) -> dict[int, T]:
         """What was made of the wanted pictures, by display time; of some of them if ``stop`` is set.
 
         Raises:
@@ -76,8 +82,8 @@ class Worker(Generic[T]):
         found: dict[int, T] = {}
         try:
             self._hear(group)
+            self._shown = group.shown[0][0] - 1
             missing: set[int] = set()  # pictures that have to come out
-            wanted = set(group.wanted)
             for packet in group.packets:
                 if stop.is_set():
                     break
@@ -87,9 +93,6 @@ class Worker(Generic[T]):
                     missing.add(packet.pts)
                 self._context.skip_frame = "NONREF" if spare else "DEFAULT"
                 self._take(self._context.decode(packet), group.wanted, missing, found)
-                wanted.discard(packet.pts)
-                if not wanted:
-                    break
             self._take(self._context.decode(None), group.wanted, missing, found)
             self._context.flush_buffers()
         except av.FFmpegError as error:
@@ -100,14 +103,17 @@ class Worker(Generic[T]):
 
     def _take(self, frames: list[av.VideoFrame], wanted: set[int], missing: set[int], found: dict[int, T]) -> None:
         for frame in frames:
-            if frame.is_corrupt or frame.pts is None:
+            if frame.is_corrupt or frame.pts is None or frame.pts <= self._shown:
                 raise Irregular
+            self._shown = frame.pts
             missing.discard(frame.pts)
             if frame.pts in wanted:
                 found[frame.pts] = self._make(frame)
 
-    def _hear(self, group: _Group) -> None:
+    def _hear(self, group: Group) -> None:
         """Learn parameter sets that came with groups that others have decoded."""
+        if self._heard > len(group.news):  # a later group was faster
+            raise Irregular
         for packet in group.news[self._heard :]:
             if packet is not group.packets[0]:
                 self._context.skip_frame = "DEFAULT"
@@ -116,31 +122,53 @@ class Worker(Generic[T]):
         self._heard = len(group.news)
 
 
+class Crew(Generic[T]):
+    """Decodes groups in threads, each with a worker.
+
+    Args:
+        worker: makes a worker; called once for each thread, at most.
+        count: threads, eight at most.
+    """
+
+    def __init__(self, worker: Callable[[], Worker[T]], count: int) -> None:
+        self.count = min(count, _MOST_AT_ONCE)
+        self._make = worker
+        self._idle: list[Worker[T]] = []
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(self.count, "vadrun-decoder")
+
+    def start(self, group: Group) -> Future[dict[int, T]]:
+        """Decode a group: what was made of its wanted pictures, by display time. Raises: as :meth:`Worker.decode`."""
+        return self._pool.submit(self._decode, group)
+
+    def stop(self) -> None:
+        """Let go of what is not done, and wait for the threads."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _decode(self, group: Group) -> dict[int, T]:
+        try:
+            worker = self._idle.pop()  # the last one that was at work, so that no more are made than are needed
+        except IndexError:
+            worker = self._make()
+        try:
+            return worker.decode(group, self._stop)
+        finally:
+            self._idle.append(worker)
+
+
 class Groups(Generic[T]):
     """Reads a stream's packets and decodes what is wanted of them.
 
     Args:
         packets: of the stream, in the order of decoding.
-        units: reads the packets' headers.
-        wanted: whether the picture at this place in display order is needed.
-        worker: makes a worker; called once for each of ``count`` at most.
-        count: groups that are decoded at once.
+        splitter: splits them into groups.
+        crew: decodes those; it is stopped at the end.
         faults: how many faults have been met in the container so far.
     """
 
-    def __init__(
-        self,
-        packets: Iterator[Packet],
-        units: Units,
-        wanted: Callable[[int], bool],
-        worker: Callable[[], Worker[T]],
-        count: int,
-        faults: Callable[[], int],
-    ) -> None:
-        self._packets, self._units, self._wanted, self._faults = packets, units, wanted, faults
-        self._make, self._count = worker, count
-        self._idle: list[Worker[T]] = []
-        self._stop = threading.Event()
+    def __init__(self, packets: Iterator[Packet], splitter: Splitter, crew: Crew[T], faults: Callable[[], int]) -> None:
+        self._packets, self._splitter, self._crew, self._faults = packets, splitter, crew, faults
 
     def pictures(self) -> Iterator[Taken | Skipped]:
         """All pictures in display order; to be called once.
@@ -148,73 +176,103 @@ class Groups(Generic[T]):
         Raises:
             Irregular: as the module says.
         """
-        under_way: deque[tuple[_Group, Future[dict[int, T]] | None]] = deque()
-        pool = ThreadPoolExecutor(self._count, "vadrun-decoder")
+        under_way: deque[tuple[Group, Future[dict[int, T]] | None]] = deque()
         try:
-            for group in self._groups():
-                under_way.append((group, pool.submit(self._decode, group) if group.wanted else None))
-                if sum(future is not None for _, future in under_way) > self._count:
+            for group in self._split():
+                under_way.append((group, self._crew.start(group) if group.wanted else None))
+                if sum(future is not None for _, future in under_way) > self._crew.count:
                     yield from self._given(*under_way.popleft())
             while under_way:
                 yield from self._given(*under_way.popleft())
         finally:
-            self._stop.set()
-            pool.shutdown(cancel_futures=True)
+            self._crew.stop()
 
-    def _decode(self, group: _Group) -> dict[int, T]:
-        worker = self._take_worker()
-        try:
-            return worker.decode(group, self._stop)
-        finally:
-            self._idle.append(worker)
-
-    def _take_worker(self) -> Worker[T]:
-        with suppress(IndexError):
-            return self._idle.pop()  # the last one that was at work, so that no more are made than are needed
-        return self._make()
-
-    def _given(self, group: _Group, future: Future[dict[int, T]] | None) -> Iterator[Taken | Skipped]:
-        found = {} if future is None else future.result()
-        for packet in group.shown:
-            assert packet.pts is not None
-            place = packet.pts, packet.dts, packet.duration if DURATIONS else None
-            yield Taken(*place, found.pop(packet.pts)) if packet.pts in group.wanted else Skipped(*place)
-
-    def _groups(self) -> Iterator[_Group]:
-        before = 0  # pictures in earlier groups
-        latest: int | None = None  # display time of the last of them
-        news: list[Packet] = []
-        packets: list[Packet] = []
-        unreferred: set[int] = set()
-
-        def whole() -> _Group:
-            nonlocal before, latest
-            shown = sorted(packets, key=lambda packet: packet.pts or 0)
-            times = [packet.pts or 0 for packet in shown]
-            if len(set(times)) < len(times) or (latest is not None and times[0] <= latest):
-                raise Irregular
-            wanted = {pts for rank, pts in enumerate(times, before) if self._wanted(rank)}
-            before, latest = before + len(times), times[-1]
-            return _Group(packets, shown, wanted, unreferred - wanted, list(news))
-
+    def _split(self) -> Iterator[Group]:
+        before: Packet | None = None  # the last one of all is none if it is incomplete
         for packet in self._packets:
-            unit = self._units.read(packet)
-            if unit is None or packet.pts is None or packet.is_discard or packet.is_corrupt or self._faults():
-                raise Irregular
-            if unit.closed:
-                if packets:
-                    yield whole()
-                packets, unreferred = [], set()
-                if unit.news:
-                    news.append(packet)
-                if len(news) > _MOST_NEWS:
-                    raise Irregular
-            elif not packets or len(packets) == _LONGEST:
-                raise Irregular
-            packets.append(packet)
-            if not unit.referred:
-                unreferred.add(packet.pts)
+            if before is not None and (group := self._push(before)) is not None:
+                yield group
+            before = packet
+        if before is not None and not before.is_corrupt and (group := self._push(before)) is not None:
+            yield group
+        group = self._splitter.finish()
+        if group is not None:
+            yield group
+
+    def _push(self, packet: Packet) -> Group | None:
         if self._faults():
             raise Irregular
-        if packets:
-            yield whole()
+        return self._splitter.push(packet)
+
+    def _given(self, group: Group, future: Future[dict[int, T]] | None) -> Iterator[Taken | Skipped]:
+        found = {} if future is None else future.result()
+        for place in group.shown:
+            yield Taken(*place, found.pop(place[0])) if place[0] in group.wanted else Skipped(*place)
+
+
+class Splitter:
+    """Splits a stream's packets into closed groups.
+
+    Args:
+        units: reads the packets' headers.
+        wanted: whether the picture at this place in display order is needed.
+    """
+
+    def __init__(self, units: Units, wanted: Callable[[int], bool]) -> None:
+        self._units, self._wanted = units, wanted
+        self._before = 0  # pictures in earlier groups
+        self._latest: int | None = None  # display time of the last of them
+        self._news: list[Packet] = []
+        self._packets: list[Packet] = []
+        self._size = 0  # bytes of those
+        self._unreferred: set[int] = set()
+
+    def push(self, packet: Packet) -> Group | None:
+        """The group that ends before this packet, the next in the order of decoding.
+
+        Raises:
+            Irregular: it does not fit.
+        """
+        unit = self._units.read(packet)
+        if unit is None or packet.pts is None or packet.is_discard or packet.is_corrupt:
+            raise Irregular
+        ended = None
+        if unit.closed:
+            ended = self.finish()
+            self._packets, self._size, self._unreferred = [], 0, set()
+            if unit.news:
+                self._news.append(packet)
+            if len(self._news) > _MOST_NEWS:
+                raise Irregular
+        elif not self._packets or len(self._packets) == _LONGEST or self._size > _LARGEST:
+            raise Irregular
+        self._packets.append(packet)
+        self._size += packet.size
+        if not unit.referred:
+            self._unreferred.add(packet.pts)
+        return ended
+
+    def finish(self) -> Group | None:
+        """The last group; None without any.
+
+        Raises:
+            Irregular: its display times are not in order.
+        """
+        if not self._packets:
+            return None
+        packets = self._packets
+        shown = sorted((p.pts or 0, p.dts, p.duration if DURATIONS else None) for p in packets)
+        times = [pts for pts, _, _ in shown]
+        if len(set(times)) < len(times) or (self._latest is not None and times[0] <= self._latest):
+            raise Irregular
+        wanted = {pts for rank, pts in enumerate(times, self._before) if self._wanted(rank)}
+        tried = max(_TRIED - self._before, 0)
+        decoded = packets[: max(_up_to(packets, wanted), tried)]
+        spare = self._unreferred - wanted - {packet.pts for packet in packets[:tried] if packet.pts is not None}
+        self._before, self._latest = self._before + len(times), times[-1]
+        return Group(decoded if wanted else [], packets[-1], shown, wanted, spare, list(self._news))
+
+
+def _up_to(packets: list[Packet], wanted: set[int]) -> int:
+    """How many packets there are up to the last that is wanted."""
+    return max((at for at, packet in enumerate(packets, 1) if packet.pts in wanted), default=0)

@@ -160,7 +160,7 @@ def run_videos(
         sources: the video files.
         rule, gate, decoder: as :func:`run_video` has them.
         sinks: makes a video's sink, of its place in ``sources``, once it is open; a second time if hardware gave up on
-            it and software reads it from the start. A UserError here is the video's outcome.
+            it and software reads it from the start. A UserError of it, or of its sink, is the video's outcome.
         progress: called with a video's place after every snippet of it that is encoded.
 
     Yields:
@@ -205,17 +205,23 @@ def run_videos(
                 continue  # nobody wants it any more
             scorer, since = open_[number]
             result = scorer.result
-            if isinstance(step, Encoded):
-                scorer.push(step)
-            else:
-                result.damage, result.note, result.undecoded = step.damage, step.note, step.undecoded
-                result.timings.decode, result.timings.encode = step.busy, encoder.seconds.pop(number, 0.0)
-                scorer.finish()
-                result.timings.wall = time.perf_counter() - since
+            try:
+                if isinstance(step, Encoded):
+                    scorer.push(step)
+                else:
+                    result.damage, result.note, result.undecoded = step.damage, step.note, step.undecoded
+                    result.timings.decode, result.timings.encode = step.busy, encoder.seconds.pop(number, 0.0)
+                    scorer.finish()
+            except UserError as error:
+                reader.leave(number)
                 del open_[number]
+                yield number, error
+                continue
             if progress is not None:
                 progress(number, result.seconds, result.info.duration)
             if isinstance(step, Closed):
+                result.timings.wall = time.perf_counter() - since
+                del open_[number]
                 yield number, result
     finally:
         reader.stop()

@@ -14,10 +14,11 @@ from typing import TypeVar
 import av
 from av.video.stream import VideoStream
 
+from vadrun.ahead import Ahead
 from vadrun.backlog import CODECS, Backlog, Picture
-from vadrun.bitstream import Units
+from vadrun.bitstream import KNOWS_EXTRADATA, Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
-from vadrun.groups import Groups, Taken, Worker
+from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
 from vadrun.skipping import AHEAD, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
 from vadrun.wholeness import Faults, what_is_missing
@@ -51,6 +52,8 @@ class Reader:
         self.skipper: Skipper | None = None
         self.backlog: Backlog | None = None
         self._last: av.Packet[VideoStream] | None = None
+        self._ahead: Ahead | None = None
+        self._more = ExitStack()  # containers of other threads
         self._path = path
         self.container = open_container(path)
         try:
@@ -69,6 +72,9 @@ class Reader:
 
     def close(self) -> None:
         """Let go of the file; may be called again."""
+        if self._ahead is not None:
+            self._ahead.stop()
+        self._more.close()
         self.decoder.close()
         self.container.close()
 
@@ -103,10 +109,25 @@ class Reader:
     @property
     def can_hold_back(self) -> bool:
         """Whether pictures can be decoded on demand."""
-        return self.decoder.name == SOFTWARE and self._codec in CODECS and self.container.format.name != "avi"
+        if self.decoder.name != SOFTWARE or self._codec not in CODECS:
+            return False
+        # Of AVI display times are not known; of others it may not be known that new parameter sets have come.
+        kind = self.container.format.name
+        return kind in ("mpegts", "matroska,webm") or (KNOWS_EXTRADATA and kind != "avi")
 
-    def hold_back(self) -> Iterator[Picture | av.VideoFrame]:
-        """As :meth:`pictures`, in its place, but decoded only where somebody asks for it."""
+    def hold_back(
+        self,
+        wanted: Callable[[int], bool] | None = None,
+        threads: int = 1,
+        moving: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Picture | av.VideoFrame]:
+        """As :meth:`pictures`, in its place, but decoded only where somebody asks for it.
+
+        Args:
+            wanted: the places in display order that are asked for where something moves, if that is known.
+            threads: that decode ahead there, if there is more than one.
+            moving: whether something moves.
+        """
         context = self.stream.codec_context
         self.skipper = None
 
@@ -116,13 +137,19 @@ class Reader:
         def skip(skips: bool) -> None:
             context.skip_frame = "NONREF" if skips else "DEFAULT"
 
+        packets = self._followed()
+        if wanted is not None and threads > 1:
+            crew = self._crew(lambda: lambda frame: frame, threads, [])
+            self._ahead = Ahead(packets, Splitter(self._units(), wanted), crew, lambda: self.faults.count, moving)
+            packets = self._ahead.packets()
         self.backlog = Backlog(
-            self._followed(),
-            Units(context.name, context.extradata),
+            packets,
+            self._units(),
             decode=decode,
             skip=skip,
             flush=context.flush_buffers,
             faults=lambda: self.faults.count,
+            ahead=self._ahead,
         )
         return self._held_back(self.backlog)
 
@@ -140,22 +167,32 @@ class Reader:
             Irregular: pictures were not decoded, and which ones is in doubt.
         """
         self.skipper = None
-        units = Units(self._codec, self.stream.codec_context.extradata)
-        contexts = [self.stream.codec_context]
-        with ExitStack() as stack:
-
-            def worker() -> Worker[T]:
-                try:
-                    context = contexts.pop()
-                except IndexError:
-                    # From a container of its own it knows all that the stream's own knows.
-                    container = stack.enter_context(open_container(self._path))
-                    context = pick_stream(container, self._path).codec_context
-                return Worker(context, make())
-
-            groups = Groups(self._followed(), units, wanted, worker, threads, lambda: self.faults.count)
-            yield from groups.pictures()
+        crew = self._crew(make, threads, [self.stream.codec_context])
+        splitter = Splitter(self._units(), wanted)
+        yield from Groups(self._followed(), splitter, crew, lambda: self.faults.count).pictures()
         self._end(self._last)
+
+    def _units(self) -> Units:
+        return Units(self._codec, self.stream.codec_context.extradata)
+
+    def _crew(
+        self,
+        make: Callable[[], Callable[[av.VideoFrame], T]],
+        threads: int,
+        contexts: list[av.VideoCodecContext],
+    ) -> Crew[T]:
+        """Threads that decode, with these contexts and more."""
+
+        def worker() -> Worker[T]:
+            try:
+                context = contexts.pop()
+            except IndexError:
+                # From a container of its own it knows all that the stream's own knows.
+                container = self._more.enter_context(open_container(self._path))
+                context = pick_stream(container, self._path).codec_context
+            return Worker(context, make())
+
+        return Crew(worker, threads)
 
     def _held_back(self, backlog: Backlog) -> Iterator[Picture | av.VideoFrame]:
         yield from backlog.pictures()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,26 @@ class ResultFolder:
     def snippet(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
         """One row of ``scores.csv``: seconds, anomaly score, one probability per class [m]."""
         values = [f"{float(p):.6f}" for p in np.asarray(classes)]
-        self._scores.writerow([index, f"{start:.3f}", f"{end:.3f}", f"{anomaly:.6f}", *values])
+        with self._told():
+            self._scores.writerow([index, f"{start:.3f}", f"{end:.3f}", f"{anomaly:.6f}", *values])
 
     def event(self, event: Event) -> None:
         """One line of ``events.jsonl``."""
-        self._events.write(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
+        with self._told():
+            self._events.write(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
 
     def result(self, value: dict[str, Any]) -> None:
         """``result.json``: source, bundle, backend, versions, timings."""
-        write_json(self._folder / RESULT, value)
+        with self._told():
+            write_json(self._folder / RESULT, value)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise UserError(f"cannot write {self.target}: {why}; free some space or name another place") from error
 
 
 class ResultFolders:
@@ -110,7 +121,8 @@ class ResultFolders:
     def drop(self, number: int) -> None:
         """Leave nothing of a video's new results."""
         if number in self._open:
-            self._open.pop(number).__exit__(Dropped, Dropped(), None)
+            with suppress(UserError, Dropped):  # a full disk, for what was still to be written
+                self._open.pop(number).__exit__(Dropped, Dropped(), None)
 
 
 class Dropped(Exception):

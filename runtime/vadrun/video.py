@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -32,6 +31,8 @@ from vadrun.stillness import Stillness
 from vadrun.wholeness import what_is_missing
 
 T = TypeVar("T")
+
+_SAME = 0.001  # seconds by which times may differ that are the same
 
 
 class Decoded(NamedTuple):
@@ -106,6 +107,7 @@ class Video:
         DecoderFailed: while reading: a hardware decoder met what only software can read, damage for instance.
     """
 
+    stopped: Callable[[], bool] = staticmethod(lambda: False)  # whether nobody wants any more of it
     looks_ahead = True  # whether pictures may be left undecoded by what comes after them in the file
 
     def __init__(self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE) -> None:
@@ -124,6 +126,7 @@ class Video:
         """Open the file for software to decode from its beginning."""
         self.decoded = 0
         self.note: str | None = None
+        self._gates: list[Gate] = []  # that look at its pictures
         self._anew = False  # whether the reader stands before the first picture again
         self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads))
         try:
@@ -161,7 +164,7 @@ class Video:
     def damage(self) -> str | None:
         """What was wrong with the file, as a sentence; None if nothing was.
 
-        Complete only when every frame has been read.
+        Complete only when every frame has been read; damage in pictures that no snippet needs may go unseen.
         """
         parts = self._reader.faults.parts()
         if not parts:
@@ -221,7 +224,7 @@ class Video:
             _check_one_image(sampling)
         wanted = _wanted(sampling)
         if gate is not None and self._reader.can_hold_back:
-            self._hold_back()
+            self._hold_back(wanted if self.looks_ahead else None)
         elif gate is None and wanted is not None and self.looks_ahead and self._reader.can_hold_back:
             self._group(wanted, lambda: Preprocessor(preprocessing, crops))
         elif wanted is not None and self._reader.skipper is not None:
@@ -240,24 +243,31 @@ class Video:
         """
         _check_one_image(sampling)
         if self._reader.can_hold_back:
-            self._hold_back()
+            self._hold_back(_wanted(sampling))
+        self._reader.skipper = None
         rules = [replace(gate, shadow=True) for gate in gates]
-        yield from self._again_if_irregular(lambda: self._shadows(sampling, preprocessing, rules))
+        yield from self._shadows(sampling, preprocessing, rules)
 
-    def _again_if_irregular(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
+    def _again_if_irregular(self, read: Callable[[], Iterator[Snippet]]) -> Iterator[Snippet]:
         """What ``read`` gives; where it finds the stream irregular, the rest of what a second reading gives."""
-        done = 0
+        index, end = 0, 0.0
         try:
-            for item in read():
-                done += 1
-                yield item
+            for snippet in read():
+                index, end = index + 1, snippet.end
+                yield snippet
         except Irregular:
-            # Once more from the beginning, with every picture decoded; what has been given is the same.
+            # Once more from the beginning, with every picture decoded. What has been given is the same, unless
+            # pictures that nobody needed are damaged and do not come out: then later ones are counted otherwise.
             self._reader.close()
             known = self.info
             self._open()
             self.info, self._reader.skipper = known, None
-            yield from islice(read(), done, None)
+            for snippet in read():
+                if self.stopped():
+                    return
+                if index == 0 or snippet.start > end - _SAME:
+                    yield replace(snippet, index=index)
+                    index += 1
 
     def _group(self, wanted: Callable[[int], bool], make: Callable[[], Preprocessor]) -> None:
         """Begin anew, and decode only what is wanted, by groups."""
@@ -266,13 +276,15 @@ class Video:
         self._anew = True
         self._frames = self._reader.in_groups(wanted, make, self._threads or cores())
 
-    def _hold_back(self) -> None:
-        """Begin anew, and decode only what is asked for."""
+    def _hold_back(self, wanted: Callable[[int], bool] | None) -> None:
+        """Begin anew, and decode only what is asked for; ``wanted`` in any case, where something moves."""
         self._reader.close()
         # Threads that work on several pictures at a time would have to decode more of them to give one.
         self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads, at_once=True))
         self._anew = True
-        self._frames = self._reader.hold_back()
+        self._frames = self._reader.hold_back(
+            wanted, self._threads or cores(), lambda: any(gate.moving for gate in self._gates)
+        )
 
     def _cut(
         self,
@@ -320,7 +332,8 @@ class Video:
         self, gate: GateRule, preprocessing: Preprocessing, convert: Callable[[av.VideoFrame], NDArray[np.uint8]]
     ) -> Gate:
         sizes = None if self._reader.backlog is None else Stillness(self.info.width, self.info.height)
-        return Gate(gate, preprocessing, convert, sizes)
+        self._gates.append(Gate(gate, preprocessing, convert, sizes))
+        return self._gates[-1]
 
     def _sampled(
         self, sampling: Sampling, looked: Callable[[Place], T], guards: Sequence[Gate]

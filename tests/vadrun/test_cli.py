@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import clips
-from vadrun import Bundle, feeding
+from vadrun import Bundle, UserError, feeding
 from vadrun.cli import main
 from vadrun.console import FilesProgress
+from vadrun.sinks import ResultFolder, ResultFolders
 
 Printed = pytest.CaptureFixture[str]
 
@@ -138,6 +140,40 @@ def test_videos_are_told_in_their_order_whichever_is_done_first(
         assert json.loads((tmp_path / "out" / name / "result.json").read_text())["snippets"] == count
         assert len((tmp_path / "out" / name / "scores.csv").read_text().splitlines()) == count + 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["long", "short"]
+
+
+def test_results_that_cannot_be_put_in_place_cost_their_video_alone(
+    engine: str, clip: Path, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = clips.write_clip(tmp_path / "other.mp4", 16 * 3)
+    result = ResultFolder.result
+
+    def full(self: ResultFolder, value: dict[str, Any]) -> None:
+        if self.target.name == "door":
+            with self._told():
+                raise OSError(28, "No space left on device")
+        result(self, value)
+
+    monkeypatch.setattr(ResultFolder, "result", full)
+    assert run(engine, clip, other, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "door: No space left on device; free some space" in printed.err
+    assert "other.mp4: 0:01.9 scored" in printed.out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+
+
+def test_all_folders_are_dropped_though_one_cannot_be_closed(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise UserError("a full disk")
+
+    with pytest.raises(KeyboardInterrupt), ResultFolders([tmp_path / name for name in "abc"], ["normal"]) as folders:
+        for number in range(3):
+            folder = folders.begin(number)
+            assert folder is not None
+            folder._stack.callback(fail)
+        assert len(list(tmp_path.iterdir())) == 3
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_over_several_files() -> None:

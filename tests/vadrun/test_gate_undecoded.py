@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from tests import clips
 from vadrun.errors import UserError
 from vadrun.gate import GateRule, Verdict
-from vadrun.preprocessing import Preprocessing
+from vadrun.groups import Group, Worker
+from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.reader import Reader
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet, Video
@@ -190,3 +192,100 @@ def test_one_pass_tells_what_each_of_several_gates_would_do(tmp_path: Path, name
         assert (gated_video.undecoded > 0) == (name == "event.mp4")
     with pytest.raises(UserError, match="one image of each snippet"), Video(path) as video:
         next(video.shadows(Sampling(pick="mean"), SMALL, rules))
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Display times of what threads decode ahead of the gate."""
+    found: list[int] = []
+    decode = Worker.decode
+
+    def watch(self: Worker[Any], group: Group, stop: Any) -> dict[int, Any]:
+        found.extend(packet.pts for packet in group.packets if packet.pts is not None)
+        return decode(self, group, stop)
+
+    monkeypatch.setattr(Worker, "decode", watch)
+    return found
+
+
+def pictures(path: Path, threads: int, rule: GateRule = RULE) -> tuple[list[Any], list[Any], Video]:
+    with Video(path, threads=threads) as video:
+        snippets = list(video.snippets(None, SMALL, gate=rule))
+    places = [(s.index, s.start, s.end, s.verdict, s.unseen) for s in snippets]
+    return places, [s.images for s in snippets], video
+
+
+def same_ahead(path: Path, rule: GateRule = RULE) -> Video:
+    """What the gate does and sees is the same with threads that decode ahead."""
+    places, images, one = pictures(path, 1, rule)
+    for threads in (2, 4):
+        others, seen, video = pictures(path, threads, rule)
+        assert others == places
+        for a, b in zip(images, seen, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert (video.damage, video.note, video.decoded) == (one.damage, one.note, one.decoded)
+    return video
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("ending", ["mp4", "ts"])
+def test_what_moves_is_decoded_ahead(tmp_path: Path, ahead: list[int], codec: str, ending: str) -> None:
+    path = film(tmp_path / f"walk.{ending}", 600, walker(200, 500), codec=codec)
+    video = same_ahead(path, replace(RULE, audit=0.1))
+    assert len(ahead) >= 2 * 2 * GROUP  # two groups or more, for 2 and for 4 threads
+    assert video.undecoded > 50
+
+
+def test_what_is_quiet_is_not(quiet: Path, ahead: list[int]) -> None:
+    same_ahead(quiet)
+    # The first groups are looked at until the gate trusts in sizes; 24 there are.
+    assert len(ahead) <= 2 * 8 * GROUP
+
+
+@pytest.mark.parametrize("options", [{"g": "7"}, {"g": "1"}, {"g": "300"}, {"bf": "3", "g": "40"}])
+def test_ahead_of_other_groups(tmp_path: Path, options: dict[str, str]) -> None:
+    same_ahead(clips.write_clip(tmp_path / "clip.mp4", 16 * 14 + 3, options=options))
+
+
+@pytest.mark.parametrize("ending", ["ts", "mkv", "mp4"])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
+def test_damage_ahead(tmp_path: Path, ending: str, share: float) -> None:
+    """Images are of pictures of the damaged file or, where damage was not decoded, of the whole one.
+
+    But for one that FFmpeg patches with what its decoder has decoded before.
+    """
+    whole = clips.write_clip(tmp_path / f"clip.{ending}", 16 * 14 + 3, options={"bf": "3", "g": "20"})
+    path = clips.spoil(whole, share, 900)
+    known = set()
+    for each in (whole, path):
+        with Video(each) as video:
+            convert = Preprocessor(SMALL)
+            known |= {convert(decoded.frame).tobytes() for decoded in video.frames()}
+    _, alone, one = pictures(path, 1)
+    for threads in (2, 4):
+        _, images, video = pictures(path, threads)
+        assert len(images) >= len(alone) and video.decoded >= one.decoded
+        assert sum(image.tobytes() not in known for some in images for image in some) <= 1
+        assert (video.damage is None) <= (one.damage is None)
+
+
+def test_several_rules_at_once_are_decoded_ahead(tmp_path: Path, ahead: list[int]) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", 16 * 14, options={"g": "20"})
+    found = []
+    for threads in (1, 3):
+        with Video(path, threads=threads) as video:
+            found.append(
+                [(s.index, v) for s, v in video.shadows(Sampling(), SMALL, [RULE, replace(RULE, threshold=0.5)])]
+            )
+        assert bool(ahead) == (threads == 3)
+    assert found[0] == found[1]
+
+
+def test_memory_ahead_is_bounded(quiet: Path) -> None:
+    """Groups that nobody asks for are let go."""
+    with Video(quiet, threads=2) as video:
+        for snippet in video.snippets(None, SMALL, gate=RULE):
+            one = video._reader._ahead
+            assert one is not None
+            assert len(one._entries) <= 2 + 2 + 2 and len(one._of) <= 6 * (GROUP // 16 + 3), snippet.index
+            assert len(one.decoded) <= 3 * GROUP

@@ -81,11 +81,12 @@ def test_what_is_left_out_changes_nothing(tmp_path: Path, ending: str, way: str,
 
 
 def test_only_what_is_wanted_is_decoded(tmp_path: Path, taken: list[int]) -> None:
-    """Groups of seven: those with a middle in them, up to it."""
+    """Groups of seven: those with a middle in them, up to it; those that begin in the first 34 pictures whole."""
     path = clips.write_clip(tmp_path / "clip.mkv", FRAMES, options={"g": "7", "bf": "0"}, rate=25)
     assert len(cut(path, True)[0]) == 9
     middles = [16 * snippet + 8 for snippet in range(9)]
-    expected = {n for n in range(FRAMES) if any(m // 7 * 7 <= n <= m for m in middles)}
+    groups_of = [(m // 7 * 7, m if m >= 35 else m // 7 * 7 + 6) for m in middles]
+    expected = {n for n in range(FRAMES) if any(first <= n <= last for first, last in groups_of)}
     assert sorted(round(pts / 40) for pts in taken) == sorted(expected)
 
 
@@ -148,6 +149,40 @@ def test_a_cut_file_says_so(tmp_path: Path) -> None:
     path = clips.write_clip(tmp_path / "clip.mp4", FRAMES, container_options={"movflags": "faststart"})
     _, video = cut(clips.cut(path, 0.6), True)
     assert video.damage is not None and "ends early" in video.damage
+    assert video._anew  # and is not read again for that
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "nut"])
+def test_display_times_that_are_decoding_times(tmp_path: Path, ending: str) -> None:
+    """As sloppy recorders have them: pictures then come out in another order than that of their times."""
+    source = clips.write_clip(tmp_path / "clip.mkv", FRAMES, options={"bf": "3", "g": "40"})
+    path = tmp_path / f"sloppy.{ending}"
+    with av.open(str(source)) as given, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(given.streams.video[0])
+        for number, packet in enumerate(packet for packet in given.demux(video=0) if packet.size):
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, 25), stream
+            out.mux(packet)
+    same(path, threads=2)
+
+
+def test_a_second_reading_stops_when_nobody_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clips.spoil(clips.write_clip(tmp_path / "clip.ts", 400, options={"g": "8", "bf": "0"}), 0.8, 900)
+    decoded = 0
+    pictures = Reader.pictures
+
+    def count(self: Reader) -> Iterator[Any]:
+        nonlocal decoded
+        for picture in pictures(self):
+            decoded += 1
+            yield picture
+
+    monkeypatch.setattr(Reader, "pictures", count)
+    with Video(path) as video:
+        for snippet in video.snippets(Sampling(), SMALL):
+            if snippet.index == 5:
+                video.stopped = lambda: True
+    assert decoded < 60
 
 
 def nals(data: bytes) -> Iterator[bytes]:
@@ -155,41 +190,49 @@ def nals(data: bytes) -> Iterator[bytes]:
         yield part.rstrip(b"\0")
 
 
-def test_parameter_sets_that_come_once(tmp_path: Path, taken: list[int]) -> None:
-    """Two encodings in one stream, each with its parameter sets before its first key picture only."""
+@pytest.mark.parametrize("order", [(0, 1), (0, 1, 0)])
+def test_parameter_sets_that_come_once(tmp_path: Path, taken: list[int], order: tuple[int, ...]) -> None:
+    """Several encodings in one stream, each with its parameter sets before its first key picture only."""
     path = tmp_path / "clip.nut"  # its muxer leaves packets as they are
-    known: set[bytes] = set()
+    in_force: set[bytes] = set()
     with av.open(str(path), "w") as out:
         stream: Any = None
         number = 0
-        for part, options in enumerate(({"g": "8", "bf": "0"}, {"g": "8", "bf": "0", "coder": "vlc", "refs": "1"})):
+        for part, kind in enumerate(order):
+            params = f"log-level=none:keyint=8:bframes=0:chroma-qp-offset={6 * kind}"
             piece = clips.write_clip(
                 tmp_path / f"{part}.ts",
                 64,
-                options=options,
-                draw=lambda n, w, h, p=part: clips.numbered(n + 64 * p, w, h),
+                options={"x264-params": params, "crf": "35"},
+                draw=lambda n, w, h, p=part: colourful(n + 64 * p, w, h),
             )
             with av.open(str(piece)) as container:
                 if stream is None:
                     stream = out.add_stream_from_template(container.streams.video[0])
                 for packet in container.demux(video=0):
                     if packet.size:
-                        units = [
-                            unit for unit in nals(bytes(packet)) if unit[0] & 31 not in (7, 8) or unit not in known
-                        ]
-                        known |= {unit for unit in units if unit[0] & 31 in (7, 8)}
-                        copy = av.Packet(b"".join(b"\0\0\0\1" + unit for unit in units))
+                        units = list(nals(bytes(packet)))
+                        sets = {unit for unit in units if unit[0] & 31 in (7, 8)}
+                        kept = [unit for unit in units if unit not in sets or not sets <= in_force]
+                        in_force = sets or in_force
+                        copy = av.Packet(b"".join(b"\0\0\0\1" + unit for unit in kept))
                         copy.pts = copy.dts = number
                         copy.time_base, copy.stream, copy.is_keyframe = Fraction(1, 25), stream, packet.is_keyframe
                         number += 1
                         out.mux(copy)
-    assert sum(unit[0] & 31 == 8 for unit in known) == 2
     for threads in (1, 2, 4):
         snippets = same(path, threads=threads)
         _, video = cut(path, True, threads=threads)
         assert video._anew  # it was not read again for want of them
-        assert [clips.number_of(s.images[0]) for s in snippets] == [16 * n + 8 for n in range(8)]
+        assert [clips.number_of(s.images[0]) for s in snippets] == [16 * n + 8 for n in range(4 * len(order))]
     assert taken
+
+
+def colourful(number: int, width: int, height: int) -> clips.Image:
+    image = clips.numbered(number, width, height)
+    image[: height // 8, :, 0] = 255
+    image[-height // 8 :, :, 2] = np.linspace(0, 255, width)
+    return image
 
 
 def in_groups(

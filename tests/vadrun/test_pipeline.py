@@ -197,6 +197,19 @@ def test_a_sink_that_cannot_be_made_costs_its_video_alone(engine: Engine, clip: 
     assert isinstance(outcomes[1], VideoResult) and len(rows.snippets) == 11
 
 
+def test_a_sink_that_fails_costs_its_video_alone(engine: Engine, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "cores", lambda: 2)
+    rows = Rows()
+
+    class Full(Rows):
+        def snippet(self, index: int, start: float, end: float, anomaly: float, classes: Any) -> None:
+            raise UserError("the disk is full")
+
+    outcomes = dict(run_videos(engine, [clip, clip], EventRule(), [Full(), rows].__getitem__))
+    assert str(outcomes[0]) == "the disk is full"
+    assert isinstance(outcomes[1], VideoResult) and len(rows.snippets) == 11
+
+
 def test_gated_videos_that_are_read_at_once_are_held_each_by_its_own(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
