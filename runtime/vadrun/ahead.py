@@ -83,7 +83,7 @@ class Ahead:
             return None
         while self._entries[0] is not entry:
             self._forget()
-        if self._moving():
+        if self._moving() and self._crew.count > 1:
             self._start()
         if entry.future is None:
             return None

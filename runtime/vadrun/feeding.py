@@ -37,8 +37,8 @@ MOST_READERS = 8
 def readers(files: int, decoder: str) -> int:
     """How many files are read at once.
 
-    A file that is decoded in one thread costs the least, and one is all that the gate's decoding on demand can use; so
-    there are as many as there are cores. Where hardware may decode, it takes one file after the other.
+    As many as there are cores: files that have no groups to decode side by side, and those that the gate finds quiet,
+    keep one core busy each. Where hardware may decode, it takes one file after the other.
     """
     hardware = any(kind.unavailable() is None for kind in wanted(decoder))
     return min(files, 1 if hardware else min(cores(), MOST_READERS))
@@ -234,7 +234,7 @@ class ReadAhead:
         self.left: set[int] = set()  # videos that nobody wants any more
         count = readers(len(sources), decoder)
         self._working = count  # readers that have not ended
-        self._decoding = max(cores() // max(count, 1), 1)  # threads that decode one file
+        self._reading = count  # readers that are at work: they share the cores
         self._threads = [
             threading.Thread(target=self._work, name=f"vadrun-reader-{number}", daemon=True) for number in range(count)
         ]
@@ -282,12 +282,19 @@ class ReadAhead:
                 self._put(video, Failed(error))
                 if not isinstance(error, UserError):
                     break
+        with self._taking:
+            self._reading -= 1
         self._put(-1, None)
+
+    def _share(self) -> int:
+        """Threads that may decode one file now."""
+        return max(cores() // max(self._reading, 1), 1)
 
     def _read(self, video: int, source: Path, decoder: str, failed: DecoderFailed | None = None) -> None:
         started = time.perf_counter()
-        with Video(source, decoder=decoder, threads=self._decoding) as opened:
+        with Video(source, decoder=decoder, threads=self._share()) as opened:
             info = opened.info if failed is None else replace(opened.info, decoder_why=str(failed))
+            opened.at_once = self._share
             opened.stopped = lambda: self._stop.is_set() or video in self.left
             self._put(video, Opened(info, failed))
             busy = 0.0

@@ -127,15 +127,19 @@ class Crew(Generic[T]):
 
     Args:
         worker: makes a worker; called once for each thread, at most.
-        count: threads, eight at most.
+        share: how many groups may be under way now; never more than eight are.
     """
 
-    def __init__(self, worker: Callable[[], Worker[T]], count: int) -> None:
-        self.count = min(count, _MOST_AT_ONCE)
-        self._make = worker
+    def __init__(self, worker: Callable[[], Worker[T]], share: Callable[[], int]) -> None:
+        self._make, self._share = worker, share
         self._idle: list[Worker[T]] = []
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(self.count, "vadrun-decoder")
+        self._pool = ThreadPoolExecutor(_MOST_AT_ONCE, "vadrun-decoder")
+
+    @property
+    def count(self) -> int:
+        """How many groups may be under way now."""
+        return min(self._share(), _MOST_AT_ONCE)
 
     def start(self, group: Group) -> Future[dict[int, T]]:
         """Decode a group: what was made of its wanted pictures, by display time. Raises: as :meth:`Worker.decode`."""

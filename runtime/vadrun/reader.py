@@ -118,14 +118,14 @@ class Reader:
     def hold_back(
         self,
         wanted: Callable[[int], bool] | None = None,
-        threads: int = 1,
+        threads: Callable[[], int] = lambda: 1,
         moving: Callable[[], bool] = lambda: False,
     ) -> Iterator[Picture | av.VideoFrame]:
         """As :meth:`pictures`, in its place, but decoded only where somebody asks for it.
 
         Args:
             wanted: the places in display order that are asked for where something moves, if that is known.
-            threads: that decode ahead there, if there is more than one.
+            threads: how many may decode ahead there now; none, if it is 1.
             moving: whether something moves.
         """
         context = self.stream.codec_context
@@ -138,7 +138,7 @@ class Reader:
             context.skip_frame = "NONREF" if skips else "DEFAULT"
 
         packets = self._followed()
-        if wanted is not None and threads > 1:
+        if wanted is not None:
             crew = self._crew(lambda: lambda frame: frame, threads, [])
             self._ahead = Ahead(packets, Splitter(self._units(), wanted), crew, lambda: self.faults.count, moving)
             packets = self._ahead.packets()
@@ -154,14 +154,17 @@ class Reader:
         return self._held_back(self.backlog)
 
     def in_groups(
-        self, wanted: Callable[[int], bool], make: Callable[[], Callable[[av.VideoFrame], T]], threads: int
+        self,
+        wanted: Callable[[int], bool],
+        make: Callable[[], Callable[[av.VideoFrame], T]],
+        threads: Callable[[], int],
     ) -> Iterator[Taken | Skipped]:
         """As :meth:`pictures`, in its place, but decoded only as far as is wanted, and by groups.
 
         Args:
             wanted: whether the picture at this place in display order is needed.
             make: makes, for each thread, what makes of a frame what is wanted of it.
-            threads: groups that are decoded at once.
+            threads: how many groups may be decoded at once now.
 
         Raises:
             Irregular: pictures were not decoded, and which ones is in doubt.
@@ -178,7 +181,7 @@ class Reader:
     def _crew(
         self,
         make: Callable[[], Callable[[av.VideoFrame], T]],
-        threads: int,
+        threads: Callable[[], int],
         contexts: list[av.VideoCodecContext],
     ) -> Crew[T]:
         """Threads that decode, with these contexts and more."""

@@ -113,6 +113,8 @@ class Video:
     def __init__(self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE) -> None:
         self.path = Path(path)
         self._threads = threads
+        # How many groups of pictures may be decoded at once now, where that changes.
+        self.at_once: Callable[[], int] | None = None
         hardware = decoders.wanted(decoder)
         self._open()
         if hardware:
@@ -269,12 +271,15 @@ class Video:
                     yield replace(snippet, index=index)
                     index += 1
 
+    def _share(self) -> int:
+        return self._threads or cores() if self.at_once is None else self.at_once()
+
     def _group(self, wanted: Callable[[int], bool], make: Callable[[], Preprocessor]) -> None:
         """Begin anew, and decode only what is wanted, by groups."""
         self._reader.close()
         self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, 1))
         self._anew = True
-        self._frames = self._reader.in_groups(wanted, make, self._threads or cores())
+        self._frames = self._reader.in_groups(wanted, make, self._share)
 
     def _hold_back(self, wanted: Callable[[int], bool] | None) -> None:
         """Begin anew, and decode only what is asked for; ``wanted`` in any case, where something moves."""
@@ -283,7 +288,9 @@ class Video:
         self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads, at_once=True))
         self._anew = True
         self._frames = self._reader.hold_back(
-            wanted, self._threads or cores(), lambda: any(gate.moving for gate in self._gates)
+            wanted if self._share() > 1 or self.at_once is not None else None,
+            self._share,
+            lambda: any(gate.moving for gate in self._gates),
         )
 
     def _cut(

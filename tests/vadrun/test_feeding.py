@@ -89,3 +89,29 @@ def test_what_nobody_wants_is_not_read_on(tmp_path: Path) -> None:
         pass
     reader.stop()
     assert made < 10
+
+
+def test_the_last_file_has_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "cores", lambda: 4)
+    paths = [clips.write_clip(tmp_path / f"{name}.mp4", 20) for name in "ab"]
+    both, first_is_done = threading.Barrier(2), threading.Event()
+    shares: dict[str, list[int]] = {"a": [], "b": []}
+
+    def snippets(video: Video) -> Iterator[Snippet]:
+        yield Snippet(0, 0.0, 1.0, np.zeros((1, 2, 2, 3), np.uint8))
+        assert video.at_once is not None
+        both.wait(timeout=20)
+        shares[video.path.stem].append(video.at_once())
+        both.wait(timeout=20)
+        if video.path.stem == "b":
+            first_is_done.wait(timeout=20)
+            threading.Event().wait(0.2)
+            shares["b"].append(video.at_once())
+
+    reader = ReadAhead(paths, snippets, depth=4)
+    reader.start()
+    while isinstance(made := reader.get(None), Of):
+        if made.video == 0 and isinstance(made.item, feeding.Closed):
+            first_is_done.set()
+    reader.stop()
+    assert shares == {"a": [2], "b": [2, 4]}

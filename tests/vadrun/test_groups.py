@@ -240,7 +240,7 @@ def in_groups(
 ) -> Iterator[Taken | Skipped]:
     reader = Reader(path, lambda stream: SoftwareDecoder(stream, 1))
     try:
-        yield from reader.in_groups(lambda rank: rank % 16 == 8, make, threads)
+        yield from reader.in_groups(lambda rank: rank % 16 == 8, make, lambda: threads)
     finally:
         reader.close()
 
