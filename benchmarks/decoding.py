@@ -2,7 +2,8 @@
 
 Reading is decoding, and shrinking the middle picture of each snippet; nothing is encoded. "Every picture" and "without
 what nothing depends on" decode the file in FFmpeg's threads on all cores; "by groups" is what vadrun does, with one
-group at a time and with as many as there are cores. Where a stream has no closed groups, all that is left is the same.
+group at a time and with as many as there are cores; "with the gate" decodes what the gate asks for, and ahead of it.
+Where a stream has no closed groups, all that is left is the same.
 
 With ``--bundle`` the files are then scored together, ``--copies`` of each: one after the other, and as many at once
 as there are cores. Small encoders show the reading, large ones hide it.
@@ -35,12 +36,12 @@ def timed(call: Callable[[], object]) -> Pass:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def read(path: Path, *, groups: bool, skips: bool = True, threads: int = 0) -> int:
+def read(path: Path, *, groups: bool, skips: bool = True, threads: int = 0, gate: GateRule | None = None) -> int:
     """Make all snippets of a video; how many there are."""
     with mock.patch.object(Video, "looks_ahead", groups), Video(path, threads=threads) as video:
         if not skips:
             video._reader.skipper = None
-        return sum(1 for _ in video.snippets(Sampling()))
+        return sum(1 for _ in video.snippets(Sampling(), gate=gate))
 
 
 def show(base: str, passes: dict[str, list[Pass]]) -> None:
@@ -66,6 +67,8 @@ def one_by_one(path: Path, rounds: int) -> None:
         "without what nothing depends on": lambda: read(path, groups=False),
         "by groups, one at a time": lambda: read(path, groups=True, threads=1),
         f"by groups, {cores} at once": lambda: read(path, groups=True, threads=cores),
+        "with the gate, one thread": lambda: read(path, groups=True, threads=1, gate=GateRule()),
+        f"with the gate, {cores} threads": lambda: read(path, groups=True, threads=cores, gate=GateRule()),
     }
     passes: dict[str, list[Pass]] = {name: [] for name in ways}
     for _ in range(rounds):

@@ -77,6 +77,20 @@ def check_place(folder: Path, *, replace: bool, marks: Sequence[str], kind: str)
 
 
 @contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say of what the system does not let us write, such as for a full disk, that it was ``target``.
+
+    Raises:
+        UserError: for any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(f"cannot write {target}: {why}; free some space or name another place") from error
+
+
+@contextmanager
 def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
     """Give a temporary directory beside ``target`` that takes its place when the block ends well.
 
@@ -98,21 +112,19 @@ def whole_directory(target: Path, *, replace: bool) -> Iterator[Path]:
             temporary.mkdir()
         except OSError as error:
             raise UserError(f"cannot write to {target.parent}: {error.strerror}; name a writable folder") from error
-        yield temporary
-        if target.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            try:
-                target.rename(old)
+        with writing(target):
+            yield temporary
+            if target.exists():
+                old = temporary.with_name(temporary.name + ".old")
+                try:
+                    target.rename(old)
+                    temporary.rename(target)
+                except BaseException:
+                    if old.exists() and not target.exists():
+                        old.rename(target)
+                    raise
+                shutil.rmtree(old)
+            else:
                 temporary.rename(target)
-            except BaseException:
-                if old.exists() and not target.exists():
-                    old.rename(target)
-                raise
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UserError(f"cannot write {target}: {why}; free some space or name another place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

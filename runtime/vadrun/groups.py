@@ -184,7 +184,7 @@ class Groups(Generic[T]):
         try:
             for group in self._split():
                 under_way.append((group, self._crew.start(group) if group.wanted else None))
-                if sum(future is not None for _, future in under_way) > self._crew.count:
+                if sum(future is not None for _, future in under_way) >= self._crew.count:
                     yield from self._given(*under_way.popleft())
             while under_way:
                 yield from self._given(*under_way.popleft())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vadrun.errors import UserError
 from vadrun.events import Event
-from vadrun.files import whole_directory, write_json
+from vadrun.files import whole_directory, write_json, writing
 
 RESULT = "result.json"
 
@@ -54,26 +54,18 @@ class ResultFolder:
     def snippet(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
         """One row of ``scores.csv``: seconds, anomaly score, one probability per class [m]."""
         values = [f"{float(p):.6f}" for p in np.asarray(classes)]
-        with self._told():
+        with writing(self.target):
             self._scores.writerow([index, f"{start:.3f}", f"{end:.3f}", f"{anomaly:.6f}", *values])
 
     def event(self, event: Event) -> None:
         """One line of ``events.jsonl``."""
-        with self._told():
+        with writing(self.target):
             self._events.write(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
 
     def result(self, value: dict[str, Any]) -> None:
         """``result.json``: source, bundle, backend, versions, timings."""
-        with self._told():
+        with writing(self.target):
             write_json(self._folder / RESULT, value)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise UserError(f"cannot write {self.target}: {why}; free some space or name another place") from error
 
 
 class ResultFolders:

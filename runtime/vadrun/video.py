@@ -99,6 +99,8 @@ class Video:
     Attributes:
         info: what is known of it; see :class:`VideoInfo`.
         decoded: frames read so far.
+        at_once: how many groups of pictures may be decoded at once now, where that is not always ``threads``.
+        stopped: whether nobody wants any more of it; asked while it is read a second time.
         note: what the user should know of a sound file, as a clause without the file's name, or None.
 
     Raises:
@@ -107,14 +109,13 @@ class Video:
         DecoderFailed: while reading: a hardware decoder met what only software can read, damage for instance.
     """
 
-    stopped: Callable[[], bool] = staticmethod(lambda: False)  # whether nobody wants any more of it
     looks_ahead = True  # whether pictures may be left undecoded by what comes after them in the file
 
     def __init__(self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE) -> None:
         self.path = Path(path)
         self._threads = threads
-        # How many groups of pictures may be decoded at once now, where that changes.
         self.at_once: Callable[[], int] | None = None
+        self.stopped: Callable[[], bool] = lambda: False
         hardware = decoders.wanted(decoder)
         self._open()
         if hardware:
@@ -325,9 +326,7 @@ class Video:
 
         def looked(frame: Place) -> tuple[Looked, tuple[Verdict, ...]]:
             nonlocal image
-            if isinstance(frame, Skipped):
-                raise Irregular
-            assert not isinstance(frame, Taken)  # the gates want to look themselves
+            assert not isinstance(frame, Skipped | Taken)  # the gates look at all of them
             image = convert(frame.frame() if isinstance(frame, Picture) else frame)
             return Looked(image, Verdict.ENCODE), tuple(guard(frame).verdict for guard in guards)
 

@@ -16,6 +16,7 @@ from tests import clips
 from vadrun import Bundle, UserError, feeding
 from vadrun.cli import main
 from vadrun.console import FilesProgress
+from vadrun.files import writing
 from vadrun.sinks import ResultFolder, ResultFolders
 
 Printed = pytest.CaptureFixture[str]
@@ -150,7 +151,7 @@ def test_results_that_cannot_be_put_in_place_cost_their_video_alone(
 
     def full(self: ResultFolder, value: dict[str, Any]) -> None:
         if self.target.name == "door":
-            with self._told():
+            with writing(self.target):
                 raise OSError(28, "No space left on device")
         result(self, value)
 

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 
 from tests import clips
+from tests.vadrun.reading import SMALL, cut, same
 from vadrun import groups
 from vadrun.decoders import SoftwareDecoder
 from vadrun.groups import Taken, Worker
-from vadrun.preprocessing import Preprocessing
 from vadrun.reader import Reader
 from vadrun.sampling import Sampling
 from vadrun.skipping import Irregular, Skipped
-from vadrun.video import Snippet, Video
+from vadrun.video import Video
 
-SMALL = Preprocessing.for_size(64)
 FRAMES = 16 * 9 + 5
 
 # Codec, options, and whether the stream has closed groups.
@@ -35,25 +34,6 @@ WAYS = {
     "open HEVC": ("libx265", {"x265-params": "log-level=none:open-gop=1:keyint=24:bframes=3"}, True),
     "another codec": ("mpeg4", {"g": "12"}, False),
 }
-
-
-def cut(path: Path, ahead: bool, sampling: Sampling | None = None, **rest: Any) -> tuple[list[Snippet], Video]:
-    with Video(path, **rest) as video:
-        video.looks_ahead = ahead
-        if not ahead:
-            video._reader.skipper = None
-        return list(video.snippets(sampling, SMALL)), video
-
-
-def same(path: Path, sampling: Sampling | None = None, **rest: Any) -> list[Snippet]:
-    """By groups and with every picture decoded, to the bit."""
-    plain, one = cut(path, False, sampling)
-    quick, other = cut(path, True, sampling, **rest)
-    assert [(s.index, s.start, s.end, s.short) for s in quick] == [(s.index, s.start, s.end, s.short) for s in plain]
-    for a, b in zip(quick, plain, strict=True):
-        np.testing.assert_array_equal(a.images, b.images)
-    assert (one.damage, one.note, one.decoded, one.info) == (other.damage, other.note, other.decoded, other.info)
-    return quick
 
 
 @pytest.fixture
@@ -75,15 +55,15 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_what_is_left_out_changes_nothing(tmp_path: Path, ending: str, way: str, taken: list[int]) -> None:
     codec, options, grouped = WAYS[way]
     path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, codec=codec, options=options)
-    assert len(same(path, threads=2)) == 9
-    assert len(same(path, Sampling(pick="first"), threads=1)) == 9
+    assert len(same(path, "groups", threads=2)) == 9
+    assert len(same(path, "groups", Sampling(pick="first"), threads=1)) == 9
     assert bool(taken) == grouped
 
 
 def test_only_what_is_wanted_is_decoded(tmp_path: Path, taken: list[int]) -> None:
     """Groups of seven: those with a middle in them, up to it; those that begin in the first 34 pictures whole."""
     path = clips.write_clip(tmp_path / "clip.mkv", FRAMES, options={"g": "7", "bf": "0"}, rate=25)
-    assert len(cut(path, True)[0]) == 9
+    assert len(cut(path, "groups")[0]) == 9
     middles = [16 * snippet + 8 for snippet in range(9)]
     groups_of = [(m // 7 * 7, m if m >= 35 else m // 7 * 7 + 6) for m in middles]
     expected = {n for n in range(FRAMES) if any(first <= n <= last for first, last in groups_of)}
@@ -93,7 +73,7 @@ def test_only_what_is_wanted_is_decoded(tmp_path: Path, taken: list[int]) -> Non
 def test_other_samplings_decode_everything(tmp_path: Path, taken: list[int]) -> None:
     path = clips.write_clip(tmp_path / "clip.mp4", 64)
     for sampling in (Sampling(pick="mean"), Sampling(by="time", seconds=0.64)):
-        same(path, sampling)
+        same(path, "groups", sampling)
     assert not taken
 
 
@@ -111,20 +91,24 @@ def test_crops(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frames", [1, 7, 15, 16, 17, 31])
 def test_short_videos(tmp_path: Path, frames: int) -> None:
-    same(clips.write_clip(tmp_path / "clip.mp4", frames, options={"bf": "3", "g": "5"}), threads=2)
+    same(clips.write_clip(tmp_path / "clip.mp4", frames, options={"bf": "3", "g": "5"}), "groups", threads=2)
 
 
 def test_rotated_and_late(tmp_path: Path) -> None:
     """What the container tells of a picture reaches workers that have a container of their own."""
     path = clips.write_clip(tmp_path / "clip.mp4", 80, options={"g": "5"}, rotation=90)
-    same(path, threads=3)
+    same(path, "groups", threads=3)
     times = np.cumsum(np.random.default_rng(5).uniform(0.02, 0.2, 80)).round(3)
-    same(clips.write_clip(tmp_path / "clip.mkv", 80, times=list(times), options={"g": "9", "bf": "3"}), threads=3)
+    same(
+        clips.write_clip(tmp_path / "clip.mkv", 80, times=list(times), options={"g": "9", "bf": "3"}),
+        "groups",
+        threads=3,
+    )
 
 
 def test_groups_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
     monkeypatch.setattr(groups, "_LONGEST", 20)
-    assert len(same(clips.write_clip(tmp_path / "clip.mp4", FRAMES, options={"g": "40"}))) == 9
+    assert len(same(clips.write_clip(tmp_path / "clip.mp4", FRAMES, options={"g": "40"}), "groups")) == 9
     assert not taken
 
 
@@ -134,11 +118,11 @@ def test_damage(tmp_path: Path, ending: str, share: float) -> None:
     """It comes out as with every picture decoded."""
     path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, options={"bf": "3", "g": "12"})
     spoilt = clips.spoil(path, share, 900)
-    quick, one = cut(spoilt, True, threads=2)
-    plain, other = cut(spoilt, False)
+    quick, one = cut(spoilt, "groups", threads=1)  # FFmpeg's threads patch damage by their timing
+    plain, other = cut(spoilt, "every picture", threads=1)
     if one.damage != other.damage:  # damage that nobody has looked at is not known of, and changes nothing
         assert one.damage is None or str(other.damage).startswith(one.damage.removesuffix(")"))
-        plain, _ = cut(path if one.damage is None else spoilt, False)
+        plain, _ = cut(path if one.damage is None else spoilt, "every picture", threads=1)
     if one.damage in (None, other.damage):
         assert [(s.index, s.start, s.end) for s in quick] == [(s.index, s.start, s.end) for s in plain]
         for a, b in zip(quick, plain, strict=True):
@@ -147,7 +131,7 @@ def test_damage(tmp_path: Path, ending: str, share: float) -> None:
 
 def test_a_cut_file_says_so(tmp_path: Path) -> None:
     path = clips.write_clip(tmp_path / "clip.mp4", FRAMES, container_options={"movflags": "faststart"})
-    _, video = cut(clips.cut(path, 0.6), True)
+    _, video = cut(clips.cut(path, 0.6), "groups")
     assert video.damage is not None and "ends early" in video.damage
     assert video._anew  # and is not read again for that
 
@@ -163,7 +147,7 @@ def test_display_times_that_are_decoding_times(tmp_path: Path, ending: str) -> N
             packet.pts = packet.dts = number
             packet.time_base, packet.stream = Fraction(1, 25), stream
             out.mux(packet)
-    same(path, threads=2)
+    same(path, "groups", threads=2)
 
 
 def test_a_second_reading_stops_when_nobody_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +205,8 @@ def test_parameter_sets_that_come_once(tmp_path: Path, taken: list[int], order: 
                         number += 1
                         out.mux(copy)
     for threads in (1, 2, 4):
-        snippets = same(path, threads=threads)
-        _, video = cut(path, True, threads=threads)
+        snippets = same(path, "groups", threads=threads)
+        _, video = cut(path, "groups", threads=threads)
         assert video._anew  # it was not read again for want of them
         assert [clips.number_of(s.images[0]) for s in snippets] == [16 * n + 8 for n in range(4 * len(order))]
     assert taken
@@ -265,6 +249,22 @@ def test_groups_are_decoded_at_once(tmp_path: Path) -> None:
     assert len(found) == 4 and len({place.made for place in found}) == 2
 
 
+def test_no_more_groups_are_decoded_at_once_than_may_be(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", 160, options={"g": "16"})
+    inside: set[str] = set()
+    most = 0
+
+    def slowly(frame: av.VideoFrame) -> None:
+        nonlocal most
+        inside.add(threading.current_thread().name)
+        most = max(most, len(inside))
+        threading.Event().wait(0.02)
+        inside.discard(threading.current_thread().name)
+
+    assert sum(isinstance(place, Taken) for place in in_groups(path, lambda: slowly, 1)) == 10
+    assert most == 1
+
+
 def test_whoever_stops_early_stops_the_workers(tmp_path: Path) -> None:
     path = clips.write_clip(tmp_path / "clip.mp4", 200, options={"g": "10"})
     pictures = in_groups(path, lambda: lambda frame: frame.pts, 2)
@@ -295,4 +295,4 @@ def test_a_lost_picture_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Worker, "_take", lose)
     with pytest.raises(Irregular):
         list(in_groups(path, lambda: lambda frame: None, 1))
-    assert len(same(path)) == 4  # the video is then read with every picture decoded
+    assert len(same(path, "groups")) == 4  # the video is then read with every picture decoded

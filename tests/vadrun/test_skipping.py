@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from tests import clips
+from tests.vadrun.reading import SMALL, cut, same
 from vadrun.gate import GateRule
-from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 from vadrun.skipping import Irregular, Skipped, Skipper
-from vadrun.video import Snippet, Video, _wanted
+from vadrun.video import Video, _wanted
 
-SMALL = Preprocessing.for_size(64)
 FRAMES = 16 * 9 + 5
 
 WAYS = {
@@ -24,25 +23,6 @@ WAYS = {
     "no b-frames": {"bf": "0"},
     "intra": {"g": "1"},
 }
-
-
-def snippets(path: Path, skipping: bool, sampling: Sampling | None = None, **rest: Any) -> tuple[list[Snippet], Video]:
-    with Video(path, **rest) as video:
-        video.looks_ahead = False
-        if not skipping:
-            video._reader.skipper = None
-        return list(video.snippets(sampling, SMALL)), video
-
-
-def same(path: Path, sampling: Sampling | None = None, **rest: Any) -> list[Snippet]:
-    """With and without skipping, to the bit."""
-    plain, one = snippets(path, False, sampling, **rest)
-    quick, other = snippets(path, True, sampling, **rest)
-    assert [(s.index, s.start, s.end, s.short) for s in quick] == [(s.index, s.start, s.end, s.short) for s in plain]
-    for a, b in zip(quick, plain, strict=True):
-        np.testing.assert_array_equal(a.images, b.images)
-    assert (one.damage, one.note, one.decoded) == (other.damage, other.note, other.decoded)
-    return quick
 
 
 def skipped(path: Path) -> int:
@@ -57,8 +37,8 @@ def skipped(path: Path) -> int:
 @pytest.mark.parametrize("way", list(WAYS))
 def test_what_is_skipped_changes_nothing(tmp_path: Path, ending: str, way: str) -> None:
     path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, options=WAYS[way])
-    assert len(same(path)) == 9
-    assert len(same(path, Sampling(pick="first"), threads=1)) == 9
+    assert len(same(path, "skipping")) == 9
+    assert len(same(path, "skipping", Sampling(pick="first"), threads=1)) == 9
     expected = 30 if way in ("b-frames", "pyramid", "open-gop") else 0
     assert skipped(path) >= expected
 
@@ -70,24 +50,24 @@ def test_other_samplings_skip_nothing() -> None:
 
 @pytest.mark.parametrize("ending", ["h264", "avi"])
 def test_streams_without_display_times(tmp_path: Path, ending: str) -> None:
-    same(clips.write_clip(tmp_path / f"clip.{ending}", 64, options=WAYS["b-frames"]))
+    same(clips.write_clip(tmp_path / f"clip.{ending}", 64, options=WAYS["b-frames"]), "skipping")
 
 
 def test_short_videos(tmp_path: Path) -> None:
     for frames in (1, 7, 15, 16, 17, 31):
-        same(clips.write_clip(tmp_path / f"{frames}.mp4", frames, options=WAYS["b-frames"]))
+        same(clips.write_clip(tmp_path / f"{frames}.mp4", frames, options=WAYS["b-frames"]), "skipping")
 
 
 def test_variable_rates(tmp_path: Path) -> None:
     times = np.cumsum(np.random.default_rng(5).uniform(0.02, 0.2, 80)).round(3)
-    same(clips.write_clip(tmp_path / "clip.mkv", 80, times=list(times), options=WAYS["b-frames"]))
+    same(clips.write_clip(tmp_path / "clip.mkv", 80, times=list(times), options=WAYS["b-frames"]), "skipping")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
 def test_damage_is_read_again_without_skipping(tmp_path: Path, share: float) -> None:
     path = clips.write_clip(tmp_path / "clip.ts", FRAMES, options=WAYS["b-frames"])
-    snippets_, video = snippets(clips.spoil(path, share, 900), True)
-    plain, whole = snippets(path, False)
+    snippets_, video = cut(clips.spoil(path, share, 900), "skipping")
+    plain, whole = cut(path, "every picture")
     assert [(s.index, s.start, s.end) for s in snippets_] == [(s.index, s.start, s.end) for s in plain]
     for a, b in zip(snippets_, plain, strict=True):
         np.testing.assert_array_equal(a.images, b.images)
