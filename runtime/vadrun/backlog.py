@@ -44,6 +44,7 @@ class Picture:
         size: bytes of its packet.
         kind: pictures of one kind take about as many bytes where nothing moves.
         is_key: whether a closed group begins here.
+        referred: whether other pictures may depend on it.
     """
 
     def __init__(self, backlog: Backlog, packet: Packet, unit: Unit, group: int, kind: tuple[int, bool]) -> None:
@@ -51,7 +52,7 @@ class Picture:
         self.pts, self.dts = packet.pts, packet.dts
         self.duration = packet.duration if DURATIONS else None
         self.size, self.kind, self.is_key = packet.size, kind, unit.closed
-        self.group, self.packet, self.news = group, packet, unit.news
+        self.group, self.packet, self.news, self.referred = group, packet, unit.news, unit.referred
         self.fed = False  # whether it went through the decoder
         self._backlog = backlog
         self._frame: av.VideoFrame | None = None
@@ -264,7 +265,7 @@ class Backlog:
     def _feed(self, target: int) -> None:
         """Decode the next packet; pictures before the display time ``target`` are not needed themselves."""
         picture = self._held[self._fed]
-        skip = self._units.skips and picture.pts < target and not picture.is_key
+        skip = not picture.referred and picture.pts < target
         picture.fed = True
         self._fed += 1
         self._at = picture.group

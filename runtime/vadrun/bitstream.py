@@ -12,6 +12,8 @@ import av
 _H264 = (frozenset(range(1, 6)), frozenset({5}), frozenset({7, 8, 13, 15}), frozenset({6}))
 _HEVC = (frozenset(range(32)), frozenset({19, 20}), frozenset({32, 33, 34}), frozenset({39, 40}))
 _ORIENTATION = 47  # of supplemental information, how to turn the picture: it holds until it is changed
+_SPS = 33  # of HEVC: sequence parameter sets
+_BEYOND = 8  # more temporal layers than there can be
 
 
 class Unit(NamedTuple):
@@ -21,7 +23,8 @@ class Unit(NamedTuple):
         kind: type of its slices, in H.264 with their ``nal_ref_idc``.
         closed: whether nothing from here on depends on anything before.
         news: whether it brings parameter sets that later packets may need.
-        referred: whether other pictures may depend on it.
+        referred: whether other pictures may depend on it. In HEVC those that are marked as not referred to may be, by
+            pictures of higher temporal layers; so they are only told from the others in the highest of all layers.
     """
 
     kind: int
@@ -36,48 +39,74 @@ class Units:
     Args:
         codec: ``h264`` or ``hevc``.
         extradata: of the stream; tells how its units are set apart.
-
-    Attributes:
-        skips: whether pictures that are marked as not referred to are never referred to; see :mod:`vadrun.skipping`.
     """
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
-        self.skips = codec == "h264"
-        self._slices, self._closed, self._sets, self._more = _H264 if self.skips else _HEVC
+        self._is_h264 = codec == "h264"
+        self._slices, self._closed, self._sets, self._more = _H264 if self._is_h264 else _HEVC
         # avcC and hvcC begin with a version, and hold the size of the length before each unit.
         self._length = 0
-        if extradata and extradata[0] == 1 and len(extradata) > (21 if codec == "hevc" else 4):
-            self._length = (extradata[21 if codec == "hevc" else 4] & 3) + 1
+        self._highest = -1  # of HEVC's temporal layers, counted from 1, that parameter sets allow; -1: not known
+        extradata = extradata or b""
+        if extradata[:1] == b"\1" and len(extradata) > (4 if self._is_h264 else 22):
+            self._length = (extradata[4 if self._is_h264 else 21] & 3) + 1
+            if not self._is_h264:
+                self._learn(extradata, _arrays(extradata))
+        elif not self._is_h264:
+            self._learn(extradata, self._parts(extradata))
         self._known: set[bytes] = set()  # parameter sets of the last packet that brought others
 
     def read(self, packet: av.Packet[Any]) -> Unit | None:
-        """What the packet holds; None if it has no slices, or parameter sets where none are expected."""
+        """What the packet holds.
+
+        None if it has no slices, or parameter sets where none are expected, or if it belies those of before.
+        """
         data = bytes(packet)
         kind: int | None = None
         closed = True
+        referred = False
         sets: set[bytes] = set()
         for start, end in self._parts(data):
             head = data[start]
-            unit = head & 0x1F if self.skips else head >> 1 & 0x3F
+            unit = head & 0x1F if self._is_h264 else head >> 1 & 0x3F
             if unit in self._slices:
                 closed &= unit in self._closed
                 if kind is None:
-                    kind = head & 0x7F if self.skips else unit
+                    kind = head & 0x7F if self._is_h264 else unit
+                if self._is_h264:
+                    referred |= head & 0x60 > 0
+                    continue
+                # Pictures of even types up to 14 are not referred to within their temporal layer (H.265 table 7-1),
+                # and never from lower ones.
+                layer = data[start + 1 : start + 2].ljust(1)[0] & 7
+                if layer > self._highest >= 0:
+                    return None
+                referred |= unit > 14 or unit % 2 == 1 or layer != self._highest
             elif unit in self._sets or (unit in self._more and self._turns(data, start)):
                 sets.add(data[start:end].rstrip(b"\0"))
+                if not self._is_h264:
+                    self._learn(data, iter([(start, end)]))
         if kind is None:
             return None
-        news = not sets <= self._known or _has_extradata(packet)
+        unread = _has_extradata(packet)
+        if unread:
+            self._highest = _BEYOND
+        news = not sets <= self._known or unread
         if news and not closed:
             return None
         if news:
             self._known = sets  # those of before may come back
-        referred = not self.skips or kind & 0x60 > 0
-        return Unit(kind, closed, news, referred)
+        return Unit(kind, closed, news, referred or unread)
+
+    def _learn(self, data: bytes, parts: Iterator[tuple[int, int]]) -> None:
+        """Take from HEVC's parameter sets how many temporal layers there may be (H.265, 7.3.2.2.1)."""
+        for start, end in parts:
+            if data[start] >> 1 & 0x3F == _SPS and end > start + 2:
+                self._highest = max(self._highest, (data[start + 2] >> 1 & 7) + 1)
 
     def _turns(self, data: bytes, start: int) -> bool:
         """Whether supplemental information begins with how to turn the picture."""
-        at = start + (1 if self.skips else 2)
+        at = start + (1 if self._is_h264 else 2)
         return data[at : at + 1] == bytes([_ORIENTATION])
 
     def _parts(self, data: bytes) -> Iterator[tuple[int, int]]:
@@ -95,6 +124,21 @@ class Units:
             following = data.find(b"\0\0\1", start + 3)
             yield start + 3, following if following >= 0 else len(data)
             start = following
+
+
+def _arrays(extradata: bytes) -> Iterator[tuple[int, int]]:
+    """Where the units in an hvcC lie (ISO/IEC 14496-15, 8.3.3.1.2)."""
+    at = 23
+    for _ in range(extradata[22]):
+        count = int.from_bytes(extradata[at + 1 : at + 3], "big")
+        at += 3
+        for _ in range(count):
+            if at >= len(extradata):
+                return
+            start = at + 2
+            at = start + int.from_bytes(extradata[at:start], "big")
+            if start < at <= len(extradata):
+                yield start, at
 
 
 KNOWS_EXTRADATA = hasattr(av.Packet, "has_sidedata")  # PyAV 16

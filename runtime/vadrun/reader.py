@@ -62,8 +62,14 @@ class Reader:
         except BaseException:
             self.container.close()
             raise
+        # What may be left out H.264's decoder knows by itself.
+        self._headers = self._units() if self._codec == "hevc" else None
         # AVI has no display times to tell the order from; hardware decodes everything.
-        if self.decoder.name == SOFTWARE and self._codec == "h264" and self.container.format.name != "avi":
+        if self._codec == "h264":
+            skips = self.decoder.name == SOFTWARE and self.container.format.name != "avi"
+        else:
+            skips = self.can_hold_back
+        if skips:
             self.skipper = Skipper()
 
     @property
@@ -237,8 +243,9 @@ class Reader:
         if packet is not None and packet.is_corrupt:
             self._fault("incomplete")
         if packet is not None and self.skipper is not None:
+            skips = self._skips(packet, self.skipper)
             # The decoder takes this with the packet, for whichever of its threads gets it.
-            self.stream.codec_context.skip_frame = "NONREF" if self.skipper.skips(packet) else "DEFAULT"
+            self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
         try:
             frames = self.decoder.decode(packet)
         except av.FFmpegError:
@@ -250,6 +257,15 @@ class Reader:
             if self.skipper is not None:
                 yield from self.skipper.placed(frame)
             yield frame
+
+    def _skips(self, packet: av.Packet[VideoStream], skipper: Skipper) -> bool:
+        """Whether the decoder leaves out this packet's picture if it is marked as one that no other depends on."""
+        if self._headers is None:
+            return skipper.skips(packet)
+        unit = self._headers.read(packet)
+        if unit is None:
+            skipper.doubt()
+        return skipper.skips(packet, unit is not None and not unit.referred)
 
     def timestamp(self, frame: av.VideoFrame | Skipped | Taken | Picture) -> float | None:
         """A picture's own time in seconds, if it has one."""

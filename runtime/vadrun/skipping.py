@@ -1,9 +1,9 @@
-"""Pictures of H.264 that nobody looks at need not be decoded.
+"""Pictures of H.264 and HEVC that nobody looks at need not be decoded.
 
-A picture that no other is predicted from (``nal_ref_idc`` 0: most B-frames, and every second picture of cameras with
-temporal layers) can be left out without changing any other by a bit. It is left out if its place in display order,
-known from the timestamps of the packets around it, is one that the sampling passes over; its time is still counted.
-HEVC has no such guarantee: its pictures of higher temporal layers may refer to those that are marked like this.
+A picture that no other is predicted from (H.264: ``nal_ref_idc`` 0; HEVC: a type such as TRAIL_N, in the highest
+temporal layer; most B-frames, and every second picture of cameras with temporal layers) can be left out without
+changing any other by a bit. It is left out if its place in display order, known from the timestamps of the packets
+around it, is one that the sampling passes over; its time is still counted.
 
 All of it rests on one picture coming out for each packet, in the order of their timestamps. Where that fails,
 :class:`Irregular` is raised, and the video has to be read again with every picture decoded.
@@ -21,7 +21,7 @@ import av
 
 DURATIONS = hasattr(av.VideoFrame, "duration")  # PyAV 15; a mixture would make times of two kinds
 
-AHEAD = 17  # packets; H.264 moves a picture by 16 places at most
+AHEAD = 17  # packets; H.264 and HEVC move a picture by 16 places at most
 
 
 class Irregular(Exception):
@@ -62,13 +62,13 @@ class Skipper:
         elif self._regular:
             insort(self._known, packet.pts)
 
-    def skips(self, packet: av.Packet[Any]) -> bool:
-        """Whether to skip this packet's picture, if nothing depends on it."""
+    def skips(self, packet: av.Packet[Any], may: bool = True) -> bool:
+        """Whether to skip this packet's picture, if nothing depends on it; not where it may not be."""
         if not self._regular:
             return False
         assert packet.pts is not None
         rank = self._before + bisect_left(self._known, packet.pts)
-        skip = self.wanted is not None and not packet.is_keyframe and not self.wanted(rank)
+        skip = may and self.wanted is not None and not packet.is_keyframe and not self.wanted(rank)
         self._skipped |= skip
         heapq.heappush(self._expected, (packet.pts, skip, packet.dts, packet.duration if DURATIONS else None))
         # What has been decoded this long ago has nothing before it that is still to come.

@@ -65,3 +65,56 @@ def test_lengths_before_the_units() -> None:
     assert read.read(av.Packet(b"\0\4\x65key\0\4\x65abc")) == Unit(0x65, True, False, True)
     assert read.read(av.Packet(b"\0\4\x65key\0\4\x41abc")) == Unit(0x65, False, False, True)
     assert read.read(av.Packet(b"\0\x7f\x65key")) is None  # cut short
+
+
+def hevc(kind: int, layer: int, *rest: int) -> bytes:
+    """A unit of HEVC: its type, its temporal layer from 1 on, and what follows."""
+    return bytes([kind << 1, layer, *rest]) + b"\x80picture"
+
+
+def test_pictures_of_hevc_that_no_other_depends_on() -> None:
+    one, three = hevc(33, 1, 0), hevc(33, 1, 2 << 1)  # sequence parameter sets for one and for three layers
+
+    def referred(sets: bytes, *slices: bytes) -> bool:
+        read = Units("hevc", None)
+        assert read.read(packet(sets, hevc(19, 1))) == Unit(19, True, True, True)
+        unit = read.read(packet(*slices))
+        assert unit is not None
+        return unit.referred
+
+    assert not referred(one, hevc(0, 1))
+    assert not referred(one, hevc(8, 1), hevc(8, 1))  # RASL_N, in two slices
+    assert referred(one, hevc(1, 1))
+    assert referred(one, hevc(21, 1))
+    assert referred(one, hevc(0, 1), hevc(1, 1))
+    # Pictures of the second layer may depend on it, whatever it says.
+    assert referred(three, hevc(0, 1))
+    assert referred(three, hevc(2, 2))
+    assert not referred(three, hevc(2, 3))
+
+
+def test_layers_of_hevc_that_are_not_known() -> None:
+    read = Units("hevc", None)
+    assert read.read(packet(hevc(19, 1))) == Unit(19, True, False, True)
+    assert read.read(packet(hevc(0, 1))) == Unit(0, False, False, True)
+
+
+def test_a_layer_of_hevc_that_there_should_not_be() -> None:
+    read = Units("hevc", b"\0\0\0\1" + hevc(33, 1, 0))
+    assert read.read(packet(hevc(19, 1))) is not None
+    assert read.read(packet(hevc(0, 1))) == Unit(0, False, False, False)
+    assert read.read(packet(hevc(2, 2))) is None
+
+
+@pytest.mark.parametrize("ending", ["mp4", "ts", "mkv"])
+def test_layers_of_hevc_in_files(tmp_path: Path, ending: str) -> None:
+    for layers, unreferred in ((1, {0}), (3, {2})):  # TRAIL_N, TSA_N
+        params = f"log-level=none:keyint=24:open-gop=0:bframes=4:b-pyramid=1:temporal-layers={layers}"
+        path = clips.write_clip(tmp_path / f"clip.{ending}", 60, codec="libx265", options={"x265-params": params})
+        found = [unit for unit, _ in units(path)]
+        assert {unit.kind for unit in found if unit is not None and not unit.referred} == unreferred
+
+
+def test_a_broken_hvcc_is_no_trouble() -> None:
+    for rest in (b"", b"\xff", b"\xff" * 40, b"\1\x21\0\1\0\x09"):
+        assert Units("hevc", b"\1" + bytes(21) + rest).read(av.Packet(b"x")) is None

@@ -22,6 +22,7 @@ from vadrun.video import Video
 
 FRAMES = 16 * 9 + 5
 
+LAYERS = "log-level=none:open-gop=0:keyint=24:bframes=4:b-pyramid=1:temporal-layers=3"
 # Codec, options, and whether the stream has closed groups.
 WAYS = {
     "b-frames": ("libx264", {"bf": "3", "g": "40"}, True),
@@ -32,6 +33,7 @@ WAYS = {
     "no key pictures": ("libx264", {"x264-params": "log-level=none:intra-refresh=1:keyint=30"}, True),
     "HEVC": ("libx265", {"x265-params": "log-level=none:open-gop=0:keyint=24:bframes=3"}, True),
     "open HEVC": ("libx265", {"x265-params": "log-level=none:open-gop=1:keyint=24:bframes=3"}, True),
+    "HEVC layers": ("libx265", {"x265-params": LAYERS}, True),
     "another codec": ("mpeg4", {"g": "12"}, False),
 }
 

@@ -23,6 +23,12 @@ WAYS = {
     "no b-frames": {"bf": "0"},
     "intra": {"g": "1"},
 }
+HEVC = {
+    "closed": "open-gop=0:keyint=30:bframes=3",
+    "open": "open-gop=1:keyint=30:bframes=4",
+    "layers": "open-gop=0:keyint=30:bframes=4:b-pyramid=1:temporal-layers=3",
+    "no b-frames": "bframes=0",
+}
 
 
 def skipped(path: Path) -> int:
@@ -40,6 +46,17 @@ def test_what_is_skipped_changes_nothing(tmp_path: Path, ending: str, way: str) 
     assert len(same(path, "skipping")) == 9
     assert len(same(path, "skipping", Sampling(pick="first"), threads=1)) == 9
     expected = 30 if way in ("b-frames", "pyramid", "open-gop") else 0
+    assert skipped(path) >= expected
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("way", list(HEVC))
+def test_what_is_skipped_of_hevc_changes_nothing(tmp_path: Path, ending: str, way: str) -> None:
+    options = {"x265-params": "log-level=none:" + HEVC[way]}
+    path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, codec="libx265", options=options)
+    assert len(same(path, "skipping")) == 9
+    assert len(same(path, "skipping", Sampling(pick="first"), threads=1)) == 9
+    expected = 0 if way == "no b-frames" else 30
     assert skipped(path) >= expected
 
 
