@@ -23,6 +23,7 @@ from vadexport.graph import int8_rows
 from vadexport.int8 import int8_graph
 from vadexport.probe import Probe, drawn_frames
 from vadrun import Bundle, Engine, UserError, backends
+from vadrun.backends import openvino_parts
 from vadrun.selftest import cosines
 
 LOOSE = {"cosine": 0.9, "score": 1.0, "lost": 99}  # the golden models are random: their features are near each other
@@ -233,3 +234,19 @@ def test_it_builds_strongly_typed_with_tensorrt(int8_bundle: Path) -> None:
 
     compiled = compile_bundle(CompileOptions(int8_bundle, builder=BuilderOptions(targets=((8, 6), (8, 9)))))
     assert (compiled.plans.encoder.precision, compiled.plans.encoder.typing) == ("int8", "strong")
+
+
+def test_openvino_takes_int8_in_parts(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For processors with matrix units; what is quantised stays so, and gives the same but for rounding."""
+    openvino = pytest.importorskip("openvino")
+    bundle = Bundle.open(int8_bundle)
+    frames = drawn_frames(64, 4)
+    core, path, settings = openvino.Core(), str(bundle.path("encoder", "int8")), {"INFERENCE_PRECISION_HINT": "f32"}
+    expected = np.array(core.compile_model(path, "CPU", settings)(frames)[0])
+    model = core.read_model(path)
+    quantised = sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    monkeypatch.setattr(openvino_parts, "MOST_BYTES", 64 * 64)
+    assert openvino_parts.in_parts(model, 1) > 0
+    assert sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops()) > quantised
+    found = np.array(core.compile_model(model, "CPU", settings)(frames)[0])
+    assert cosines(found, expected).min() > 0.9999

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes, cores
+from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes, cores, processor_flags
+from vadrun.backends.openvino_parts import MOST_BYTES, in_parts
 from vadrun.cache import model_cache
+from vadrun.files import write_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from vadrun.bundle import Bundle
@@ -66,7 +72,11 @@ class OpenvinoBackend(Backend):
         # and threads that are pinned to a core wait for the decoder there while another core is free.
         self._streams = 2 if (options.threads or cores()) > 1 and not options.plain else 1
 
-        def compiled(name: str, precision: str, streams: int) -> Any:
+        # Matrix units are faster than weights come, unless those come in parts.
+        units, weight = ("amx_int8", 1) if graph == "int8" else ("amx_bf16", 2)
+        apart = rest == "bf16" and not options.plain and units in processor_flags()
+
+        def compiled(name: str, precision: str, streams: int, weight: int | None = None) -> Any:
             path = bundle.root / name
             settings: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -75,15 +85,18 @@ class OpenvinoBackend(Backend):
             }
             if options.threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = options.threads
-            if kept is not None:
-                # The library's own key leaves out the precision: a model for one would be read for the other.
-                settings["CACHE_DIR"] = str(kept / precision)
+            # The library's own key leaves out the precision: a model for one would be read for the other.
+            folder = None if kept is None else kept / precision
             try:
+                if weight is not None:
+                    return _in_parts(core, path, settings, weight, folder)
+                if folder is not None:
+                    settings["CACHE_DIR"] = str(folder)
                 return core.compile_model(str(path), "CPU", settings)
             except RuntimeError as error:
                 raise BackendError(f"cannot load {path}: {str(error).strip().splitlines()[-1]}") from error
 
-        encoder = compiled(self.encoder_file, rest, self._streams)
+        encoder = compiled(self.encoder_file, rest, self._streams, weight if apart else None)
         # The head stays in float32: the threshold in H_sim turns rounding into jumps.
         head = compiled(bundle.file("head").name, "fp32", 1)
         inputs = [*encoder.inputs, *head.inputs]
@@ -113,6 +126,33 @@ class OpenvinoBackend(Backend):
 
     def close(self) -> None:
         self._encoders, self._head = [], None
+
+
+def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight: int, folder: Path | None) -> Any:
+    """The encoder with its wide linears in parts, compiled, or as it was kept in ``folder`` when it last was.
+
+    The library's own cache has to read and hash a model that was rewritten, each time.
+    """
+    openvino = _import_openvino()
+    kept: Path | None = None
+    if folder is not None and hasattr(openvino, "tensor_from_file"):  # 2025.4
+        made_for = [openvino.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
+        key = hashlib.sha256(json.dumps([path.name, MOST_BYTES, *made_for]).encode()).hexdigest()[:16]
+        kept = folder / f"{path.stem}-{key}.blob"
+        try:
+            return core.import_model(openvino.tensor_from_file(kept), "CPU", settings)
+        except (RuntimeError, OSError):
+            pass  # there is none yet, or it is damaged
+    model = core.read_model(str(path))
+    in_parts(model, weight)
+    compiled = core.compile_model(model, "CPU", settings)
+    if kept is not None:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(kept, compiled.export_model().getbuffer())
+        except OSError:
+            pass  # no space; the next start takes as long as this one
+    return compiled
 
 
 def _import_openvino() -> Any:
