@@ -12,7 +12,7 @@ import pytest
 
 from tests import clips
 from vadrun.errors import UserError
-from vadrun.gate import GateRule, Verdict
+from vadrun.gate import Gate, GateRule, Verdict
 from vadrun.groups import Group, Worker
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.reader import Reader
@@ -114,6 +114,24 @@ def test_what_changes_slowly_is_found_at_a_key_picture(tmp_path: Path) -> None:
     others = [s.start for s in with_luma if s.verdict is Verdict.ENCODE]
     # A look at every key picture, and the sampled frame behind it: two seconds and a snippet later at most.
     assert abs(encoded[1] - others[1]) <= 2.0 + 0.64 + 0.01
+
+
+def test_of_key_pictures_that_come_often_not_all_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second one where they come each second: sizes are trusted for two and a half."""
+    looks: list[tuple[float, bool]] = []
+    look = Gate._look
+
+    def watched(self: Gate, grid: Any, held: Any) -> bool:
+        looks.append((self.now, self._calm >= 4))
+        return look(self, grid, held)
+
+    monkeypatch.setattr(Gate, "_look", watched)
+    monkeypatch.setattr("tests.vadrun.test_gate_undecoded.GROUP", 25)
+    snippets, _ = gated(film(tmp_path / "often.mp4", change=walker(1001, 1050)))
+    assert {s.index for s in snippets if s.verdict is Verdict.ENCODE} & {62, 63, 64}
+    times = [time for time, calm in looks if 20 < time < 40 and calm]
+    waits = np.diff(times)
+    assert waits.max() <= 2.5 and 8 <= len(times) <= 14
 
 
 def ungrouped(path: Path, rule: GateRule = RULE) -> tuple[list[Snippet], Video]:
