@@ -32,6 +32,8 @@ Floats = NDArray[np.float32]
 PATIENCE = 2.0
 # Files that are read at once at most: each takes a decoder's memory, 34 MiB at 1080p.
 MOST_READERS = 8
+# Items without images that may wait for each that has some.
+_MOST_HELD = 32
 
 
 def readers(files: int, decoder: str) -> int:
@@ -207,13 +209,20 @@ class _Done(NamedTuple):
     """All videos have been read."""
 
 
+def _takes_room(item: Item | None) -> bool:
+    return isinstance(item, Snippet) and len(item.images) > 0
+
+
 class ReadAhead:
-    """Reads videos in threads of its own, all together at most ``depth`` snippets ahead.
+    """Reads videos in threads of its own, all together at most ``depth`` snippets with images ahead.
+
+    What has no images takes no room, and the gate may hold ten snippets for each that fills a batch: of those more may
+    wait, so that reading goes on while a batch is encoded.
 
     Args:
         sources: the files, begun in their order.
         snippets: what is made of an opened one.
-        depth: items that may wait.
+        depth: snippets with images that may wait.
         decoder: as :class:`vadrun.Video` has it. Where hardware that ``auto`` took gives up, the video is opened again
             in software.
     """
@@ -227,7 +236,8 @@ class ReadAhead:
     ) -> None:
         self._decoder = decoder
         self._snippets = snippets
-        self._queue: queue.Queue[Of | _Done] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[Of | _Done] = queue.Queue(maxsize=_MOST_HELD * depth)
+        self._room = threading.Semaphore(depth)  # for snippets with images
         self._stop = threading.Event()
         self._next = iter(list(enumerate(sources)))
         self._taking = threading.Lock()
@@ -261,6 +271,8 @@ class ReadAhead:
             except queue.Empty:
                 return _TooLate()
             if isinstance(made, Of):
+                if _takes_room(made.item):
+                    self._room.release()
                 return made
             self._working -= 1
         return _Done()
@@ -309,7 +321,11 @@ class ReadAhead:
 
     def _put(self, video: int, item: Item | None) -> bool:
         """Hand on an item, None at a reader's end; False if nobody wants any more."""
+        room = not _takes_room(item)
         while not self._stop.is_set():
+            room = room or self._room.acquire(timeout=0.1)
+            if not room:
+                continue
             try:
                 self._queue.put(_Done() if item is None else Of(video, item), timeout=0.1)
                 return True

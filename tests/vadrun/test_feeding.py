@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,30 @@ def test_the_reader_stays_a_bounded_distance_ahead(tmp_path: Path) -> None:
     assert made <= 2 + 4 + 1
     reader.stop()
     assert made < 1000
+
+
+def test_what_the_gate_holds_does_not_keep_the_reader_waiting(tmp_path: Path) -> None:
+    clip = clips.write_clip(tmp_path / "clip.mp4")
+    made = 0
+
+    def snippets(video: Video) -> Iterator[Snippet]:
+        nonlocal made
+        for index in range(5000):
+            made += 1
+            images = 1 if index % 10 == 0 else 0
+            yield Snippet(index, 0.0, 1.0, np.zeros((images, 2, 2, 3), np.uint8))
+
+    reader = ReadAhead([clip], snippets, depth=4)
+    reader.start()
+    for expected in (41, 141):  # four with images, and the fifth is made
+        until = time.monotonic() + 20
+        while made < expected and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.2)  # all the time it wants
+        assert made == expected
+        for _ in range(101 if expected == 41 else 0):  # that the video begins, and ten with images
+            reader.get(None)
+    reader.stop()
 
 
 def test_files_are_read_at_once_up_to_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
