@@ -2,7 +2,9 @@
 
 A number of copies of a video are played at their own speed through ``vadrun.live``, each run in a process of its own.
 They are held if 95% of the scores come within the limit after their snippet's end, none is lost, and they do not come
-later and later. All copies begin together, so their snippets end together: cameras that do not are easier.
+later and later. All copies begin together, so their snippets end together, and whatever happens does in all of them at
+once: the hardest case, and none of real cameras. With ``--apart`` they begin one after the other, evenly within two
+seconds, and each at another key picture of the video, which goes on with its beginning at its end.
 
 ``--show head`` and ``--show threads`` measure what two choices of ``vadrun.live`` rest on: when the head runs, and how
 many threads decode a camera.
@@ -16,29 +18,45 @@ import os
 import resource
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
+
 from benchmarks import measure
+from benchmarks.make_video import clip_span, open_clip
 from vadrun.console import table
 
+SPREAD = 2.0  # seconds, in which copies begin that are apart
 
-def watch(bundle: Path, video: Path, count: int, seconds: float, gated: bool) -> dict[str, Any]:
+
+def watch(bundle: Path, video: Path, count: int, seconds: float, gated: bool, apart: bool) -> dict[str, Any]:
     """Play ``count`` copies for so many seconds, in this process."""
     import numpy as np
 
+    from vadrun import live
     from vadrun.engine import Engine
     from vadrun.events import EventRule
     from vadrun.gate import GateRule
-    from vadrun.live import run_live
 
-    with Engine.load(bundle) as engine:
+    beginnings = [SPREAD * number / count if apart else 0.0 for number in range(count)]
+    waits = iter(beginnings)
+
+    class Later(live._Paced):
+        def __init__(self, path: Path, stop: threading.Event) -> None:
+            time.sleep(next(waits))
+            super().__init__(path, stop)
+
+    live._Paced = Later  # type: ignore[misc]
+    with tempfile.TemporaryDirectory() as folder, Engine.load(bundle) as engine:
         size = engine.bundle.model.image_size
         for images in range(1, engine.batch + 1):  # OpenVINO prepares for each size of batch when it first comes
             engine.encode(np.zeros((images, size, size, 3), np.uint8))
+        sources = turned(video, count, Path(folder)) if apart else [video] * count
         batches: list[int] = []
         encode = engine.encode
 
@@ -51,7 +69,7 @@ def watch(bundle: Path, video: Path, count: int, seconds: float, gated: bool) ->
         stop = threading.Event()
         threading.Timer(seconds, stop.set).start()
         cpu, began = time.process_time(), time.monotonic()
-        cameras = run_live(engine, [video] * count, EventRule(), gate=GateRule() if gated else None, stop=stop)
+        cameras = live.run_live(engine, sources, EventRule(), gate=GateRule() if gated else None, stop=stop)
         took = time.monotonic() - began
         cpu = time.process_time() - cpu
     results = [camera.result for camera in cameras if camera.result is not None]
@@ -61,7 +79,7 @@ def watch(bundle: Path, video: Path, count: int, seconds: float, gated: bool) ->
     late = [delay for each in delays for delay in each[-(len(each) // 3) :]]
     # What a camera in time has at least: whole snippets up to a moment before the end.
     rate, frames = results[0].info.rate, engine.bundle.sampling.frames
-    due = count * int((seconds - 3) * rate / frames)
+    due = sum(int((seconds - 3 - beginning) * rate / frames) for beginning in beginnings)
     return {
         "delay": float(np.quantile(np.concatenate(delays), 0.95)) if early else None,
         "later": statistics.median(late) - statistics.median(early) if early else None,
@@ -72,6 +90,33 @@ def watch(bundle: Path, video: Path, count: int, seconds: float, gated: bool) ->
         "batch": statistics.mean(batches),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def turned(video: Path, count: int, folder: Path) -> list[Path]:
+    """Copies of a video that begin at different key pictures, and go on with its beginning at its end."""
+    start, span, _, _ = clip_span(video)
+    with open_clip(video) as clip:
+        stamps = [packet.pts for packet in clip.demux(clip.streams.video[0]) if packet.size and packet.is_keyframe]
+    keys = [stamp for stamp in stamps if stamp is not None]
+    made = []
+    for number in range(count):
+        first = keys[number * len(keys) // count]
+        made.append(folder / f"{number}.mp4")
+        with av.open(str(made[-1]), "w") as container, open_clip(video) as template:
+            stream = container.add_stream_from_template(template.streams.video[0])
+            for later in (True, False):
+                with open_clip(video) as clip:
+                    group = start
+                    for packet in clip.demux(clip.streams.video[0]):
+                        if packet.size == 0 or packet.pts is None or packet.dts is None:
+                            continue
+                        group = packet.pts if packet.is_keyframe else group
+                        if (group >= first) == later:
+                            shift = first if later else first - span
+                            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                            packet.stream = stream
+                            container.mux(packet)
+    return made
 
 
 def heads(bundle: Path) -> list[list[str]]:
@@ -160,11 +205,12 @@ def main() -> int:
     p.add_argument("--gate", choices=("off", "on", "both"), default="both", help="default: both, one after the other")
     p.add_argument("--no-search", action="store_true", help="run the counts only")
     p.add_argument("--seconds", type=float, default=30.0, metavar="SEC", help="of each run (default 30)")
+    p.add_argument("--apart", action="store_true", help="copies begin at different times and places")
     p.add_argument("--limit", type=float, default=2.0, metavar="SEC", help="delay that is in time (default 2)")
     p.add_argument("--child", help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.child in ("plain", "gate"):
-        print(json.dumps(watch(a.bundle, a.videos[0], a.counts[0], a.seconds, a.child == "gate")))
+        print(json.dumps(watch(a.bundle, a.videos[0], a.counts[0], a.seconds, a.child == "gate", a.apart)))
         return 0
     if a.child:
         print(json.dumps(decode(a.videos[0], a.counts[0], int(a.child))))
@@ -188,6 +234,7 @@ def main() -> int:
 def _child(a: argparse.Namespace, video: Path, count: int, what: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.cameras", str(video), "--bundle", str(a.bundle)]
     command += ["--counts", str(count), "--seconds", str(a.seconds), "--child", what]
+    command += ["--apart"] if a.apart else []
     found: dict[str, Any] = json.loads(measure.run(command).output)
     return found
 

@@ -12,7 +12,11 @@ import av
 _H264 = (frozenset(range(1, 6)), frozenset({5}), frozenset({7, 8, 13, 15}), frozenset({6}))
 _HEVC = (frozenset(range(32)), frozenset({19, 20}), frozenset({32, 33, 34}), frozenset({39, 40}))
 _ORIENTATION = 47  # of supplemental information, how to turn the picture: it holds until it is changed
-_SPS = 33  # of HEVC: sequence parameter sets
+# Of HEVC: sequence parameter sets; pictures that are not referred to within their temporal layer (TRAIL_N, TSA_N,
+# STSA_N, RADL_N, RASL_N); what decoders leave out pictures behind (BLA key pictures, ends of a sequence).
+_SPS = 33
+_UNREFERRED = frozenset({0, 2, 4, 6, 8})
+_BREAKS = frozenset({16, 17, 18, 36, 37})
 _BEYOND = 8  # more temporal layers than there can be
 
 
@@ -59,7 +63,8 @@ class Units:
     def read(self, packet: av.Packet[Any]) -> Unit | None:
         """What the packet holds.
 
-        None if it has no slices, or parameter sets where none are expected, or if it belies those of before.
+        None if it has no slices, or parameter sets where none are expected, or if it belies those of before, or where
+        a decoder may leave out pictures that come behind.
         """
         data = bytes(packet)
         kind: int | None = None
@@ -76,12 +81,13 @@ class Units:
                 if self._is_h264:
                     referred |= head & 0x60 > 0
                     continue
-                # Pictures of even types up to 14 are not referred to within their temporal layer (H.265 table 7-1),
-                # and never from lower ones.
                 layer = data[start + 1 : start + 2].ljust(1)[0] & 7
-                if layer > self._highest >= 0:
+                if layer > self._highest >= 0 or unit in _BREAKS:
                     return None
-                referred |= unit > 14 or unit % 2 == 1 or layer != self._highest
+                # Nothing in lower layers depends on it either.
+                referred |= unit not in _UNREFERRED or layer != self._highest
+            elif not self._is_h264 and unit in _BREAKS:
+                return None
             elif unit in self._sets or (unit in self._more and self._turns(data, start)):
                 sets.add(data[start:end].rstrip(b"\0"))
                 if not self._is_h264:

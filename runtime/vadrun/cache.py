@@ -31,3 +31,10 @@ def model_cache(bundle_sha256: str) -> Path | None:
     except (OSError, RuntimeError):  # read-only, full, or a user without a home
         return None
     return folder
+
+
+def forget_models(bundle_sha256: str) -> None:
+    """Remove a bundle's compiled models, if there are any."""
+    folder = model_cache(bundle_sha256)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ def sha256(path: Path) -> str:
 
 def write_bytes(path: Path, value: bytes | memoryview) -> None:
     """Write bytes through a temporary name."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(value)
         temporary.replace(path)

@@ -8,9 +8,10 @@ of a cell along the luma's gradient). A light change that is larger, a camera th
 open it, and so does a heartbeat. Audits say what it costs: see :mod:`vadrun.audit`.
 
 Where pictures are decoded only on demand (:mod:`vadrun.backlog`) most are not even looked at. The key picture of each
-closed group is; in between, a sampled frame is held undecoded while the sizes of packets say that nothing has moved
-(:mod:`vadrun.stillness`). That is not begun before some looks in a row have found the scene unchanged, so what walks
-through is followed by looks, and it is not gone on with for longer than :data:`_UNSEEN` seconds without one.
+closed group is, unless the next one comes in time; in between, a sampled frame is held undecoded while the sizes of
+packets say that nothing has moved (:mod:`vadrun.stillness`). That is not begun before some looks in a row have found
+the scene unchanged, so what walks through is followed by looks, and it is not gone on with for longer than
+:data:`_UNSEEN` seconds without one.
 """
 
 from __future__ import annotations

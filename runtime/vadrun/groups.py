@@ -5,7 +5,7 @@ Which pictures the sampling wants is known beforehand, by their place in display
 each group's places are known once it has been read; what comes behind its last wanted picture, in the order of
 decoding, is not decoded at all; and groups can be decoded side by side, each in one thread. That costs less than
 FFmpeg's threads, which work on neighbouring pictures and wait for each other's rows, the more the less there is in
-them. What is given is what a full decode gives, to the bit.
+them. What is given is what a full decode gives, to the bit; only damage in what is left out goes unseen.
 
 All of it rests on one picture coming out for each packet, in the order of their timestamps. Where that fails, or where
 there is damage, :class:`vadrun.skipping.Irregular` is raised, and the video has to be read with every picture decoded.

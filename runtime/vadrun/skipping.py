@@ -5,6 +5,8 @@ temporal layer; most B-frames, and every second picture of cameras with temporal
 changing any other by a bit. It is left out if its place in display order, known from the timestamps of the packets
 around it, is one that the sampling passes over; its time is still counted.
 
+Damage in a picture that is left out goes unseen, and it is counted even where a decoder would have dropped it for that.
+
 All of it rests on one picture coming out for each packet, in the order of their timestamps. Where that fails,
 :class:`Irregular` is raised, and the video has to be read again with every picture decoded.
 """
@@ -21,7 +23,7 @@ import av
 
 DURATIONS = hasattr(av.VideoFrame, "duration")  # PyAV 15; a mixture would make times of two kinds
 
-AHEAD = 17  # packets; H.264 and HEVC move a picture by 16 places at most
+AHEAD = 17  # packets; 16 pictures at most wait in a decoder for one that comes before them
 
 
 class Irregular(Exception):

@@ -84,6 +84,7 @@ def test_pictures_of_hevc_that_no_other_depends_on() -> None:
 
     assert not referred(one, hevc(0, 1))
     assert not referred(one, hevc(8, 1), hevc(8, 1))  # RASL_N, in two slices
+    assert referred(one, hevc(10, 1))  # reserved: decoders do not give it
     assert referred(one, hevc(1, 1))
     assert referred(one, hevc(21, 1))
     assert referred(one, hevc(0, 1), hevc(1, 1))
@@ -91,6 +92,14 @@ def test_pictures_of_hevc_that_no_other_depends_on() -> None:
     assert referred(three, hevc(0, 1))
     assert referred(three, hevc(2, 2))
     assert not referred(three, hevc(2, 3))
+
+
+@pytest.mark.parametrize("kind", [16, 17, 18])
+def test_decoders_leave_out_what_comes_behind_a_break(kind: int) -> None:
+    read = Units("hevc", None)
+    assert read.read(packet(hevc(33, 1, 0), hevc(19, 1))) is not None
+    assert read.read(packet(hevc(kind, 1))) is None
+    assert read.read(packet(hevc(0, 1), hevc(36, 1))) is None  # the end of a sequence
 
 
 def test_layers_of_hevc_that_are_not_known() -> None:

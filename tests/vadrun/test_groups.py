@@ -60,6 +60,10 @@ def test_what_is_left_out_changes_nothing(tmp_path: Path, ending: str, way: str,
     assert len(same(path, "groups", threads=2)) == 9
     assert len(same(path, "groups", Sampling(pick="first"), threads=1)) == 9
     assert bool(taken) == grouped
+    if "layers" in way:  # of those, a third or so is left out
+        taken.clear()
+        cut(path, "groups")
+        assert len(taken) < 0.8 * FRAMES
 
 
 def test_only_what_is_wanted_is_decoded(tmp_path: Path, taken: list[int]) -> None:

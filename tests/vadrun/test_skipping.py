@@ -60,6 +60,18 @@ def test_what_is_skipped_of_hevc_changes_nothing(tmp_path: Path, ending: str, wa
     assert skipped(path) >= expected
 
 
+def test_pictures_behind_a_splice(tmp_path: Path) -> None:
+    """What leads up to a spliced key picture (BLA) is not decoded by anybody, and not counted."""
+    options = {"x265-params": "log-level=none:open-gop=1:keyint=50:bframes=3:b-pyramid=0"}
+    path = clips.write_clip(tmp_path / "clip.ts", FRAMES, codec="libx265", options=options)
+    data = path.read_bytes()
+    cra, bla = b"\0\0\1" + bytes([21 << 1, 1]), b"\0\0\1" + bytes([16 << 1, 1])
+    assert data.count(cra) > 0
+    path.write_bytes(data.replace(cra, bla))
+    for way in ("skipping", "groups"):
+        same(path, way)
+
+
 def test_other_samplings_skip_nothing() -> None:
     for sampling in (Sampling(pick="mean"), Sampling(by="time", seconds=0.64)):
         assert _wanted(sampling) is None
@@ -91,6 +103,23 @@ def test_damage_is_read_again_without_skipping(tmp_path: Path, share: float) -> 
     assert whole.damage is not None
     # Damage in a picture that nobody looks at may go unseen; what is seen is said in full.
     assert video.damage in (None, whole.damage)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
+def test_damage_in_hevc(tmp_path: Path, share: float) -> None:
+    """Its decoder drops broken pictures; one that is left out anyway is counted, so snippets may end a bit sooner."""
+    options = {"x265-params": "log-level=none:" + HEVC["closed"]}
+    path = clips.write_clip(tmp_path / "clip.ts", FRAMES, codec="libx265", options=options)
+    whole, _ = cut(path, "every picture")
+    found, video = cut(clips.spoil(path, share, 900), "skipping")
+    plain, other = cut(path, "every picture")
+    assert video.damage in (None, other.damage)
+    before = [s for s in plain if s.end < share * whole[-1].end - 2]
+    for a, b in zip(found, before, strict=False):
+        np.testing.assert_array_equal(a.images, b.images)
+    assert len(plain) <= len(found) <= len(whole)
+    assert [s.start for s in found] == sorted(s.start for s in found)
+    assert abs(found[-1].end - plain[-1].end) < 0.64
 
 
 def packets(count: int) -> list[Any]:

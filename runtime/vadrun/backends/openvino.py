@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ import numpy as np
 
 from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes, cores, processor_flags
 from vadrun.backends.openvino_parts import MOST_BYTES, in_parts
-from vadrun.cache import model_cache
+from vadrun.cache import forget_models, model_cache
+from vadrun.console import version
 from vadrun.files import write_bytes
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vadrun.bundle import Bundle
+
+
+_KEPT = 2  # encoders in parts, of other settings or versions: a full-size one takes 345 MB
 
 
 class OpenvinoBackend(Backend):
@@ -57,6 +62,8 @@ class OpenvinoBackend(Backend):
         # said in the result. The certificate holds what it changes (limits of its own).
         if options.precision == "fp16" or (options.precision == "bf16" and not capable):
             raise BackendError(f"does not compute in {options.precision} on this CPU")
+        if options.plain:
+            forget_models(bundle.sha256)  # they may be what was wrong
         kept = None if options.plain else model_cache(bundle.sha256)
         held = bundle.encoder_precisions
         graph: str | None = next((p for p in ("fp32", "fp16") if p in held), None)
@@ -137,21 +144,23 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight: int, fold
     kept: Path | None = None
     if folder is not None and hasattr(openvino, "tensor_from_file"):  # 2025.4
         made_for = [openvino.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
-        key = hashlib.sha256(json.dumps([path.name, MOST_BYTES, *made_for]).encode()).hexdigest()[:16]
+        made_by = [version(), path.name, weight, MOST_BYTES]
+        key = hashlib.sha256(json.dumps([*made_by, *made_for]).encode()).hexdigest()[:16]
         kept = folder / f"{path.stem}-{key}.blob"
-        try:
+        with suppress(Exception):  # there is none yet, or it is damaged; what then is raised depends on where
             return core.import_model(openvino.tensor_from_file(kept), "CPU", settings)
-        except (RuntimeError, OSError):
-            pass  # there is none yet, or it is damaged
+    elif folder is not None:
+        settings = {**settings, "CACHE_DIR": str(folder)}
     model = core.read_model(str(path))
     in_parts(model, weight)
     compiled = core.compile_model(model, "CPU", settings)
     if kept is not None:
-        try:
+        with suppress(Exception):  # no space, or no memory: the next start takes as long as this one
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(kept, compiled.export_model().getbuffer())
-        except OSError:
-            pass  # no space; the next start takes as long as this one
+            older = sorted(kept.parent.glob(f"{path.stem}-*.blob"), key=lambda blob: blob.stat().st_mtime)
+            for blob in older[:-_KEPT]:
+                blob.unlink(missing_ok=True)
     return compiled
 
 

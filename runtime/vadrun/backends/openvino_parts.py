@@ -31,7 +31,7 @@ def in_parts(model: Any, weight_bytes: int) -> int:
     """
     taken = 0
     for node in model.get_ordered_ops():
-        if node.get_type_name() == "Add" and _source(node, 0).get_type_name() == "MatMul":
+        if node.get_type_name() == "Add" and _source(node, 0).get_type_name() == "MatMul" and not _is_result(node):
             taken += _feed_forward(node, weight_bytes) or _attention(node, weight_bytes)
     return taken
 
@@ -74,10 +74,11 @@ def _attention(out: Any, weight_bytes: int) -> int:
     picks = [target.get_node() for target in turned.output(0).get_target_inputs()]
     if (
         len(shape) != 4
+        or len(linear.input_value(0).get_partial_shape()) != 3
         or int(np.prod(shape[1:])) != weights[1]
         or _constant(turned.input_value(1)) != [2, 0, 3, 1, 4]
         or not all(pick.get_type_name() == "Gather" and _constant(pick.input_value(2)) == 0 for pick in picks)
-        or not all(isinstance(_constant(pick.input_value(1)), int) for pick in picks)
+        or not all(_constant(pick.input_value(1)) in range(shape[1]) for pick in picks)
     ):
         return 0
     tokens, _, heads, size = shape
@@ -184,6 +185,10 @@ def _constant(value: Any) -> Any:
 
 def _source(node: Any, index: int) -> Any:
     return node.input_value(index).get_node()
+
+
+def _is_result(node: Any) -> bool:
+    return any(target.get_node().get_type_name() == "Result" for target in node.output(0).get_target_inputs())
 
 
 def _only_user(node: Any, kind: str) -> Any | None:
