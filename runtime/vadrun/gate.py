@@ -286,7 +286,7 @@ def _light(now: Floats, held: Floats) -> tuple[float, float]:
 
 
 def _quantile(values: Floats, share: float) -> float:
-    """The value that this share of the others does not exceed; NumPy's own takes five times as long for so few."""
+    """The value that this share of the others does not exceed; NumPy's own takes many times as long for so few."""
     place = int(share * (values.size - 1))
     return float(np.partition(values.ravel(), place)[place])
 

@@ -15,46 +15,39 @@ from vadrun.feeding import Of, ReadAhead, readers
 from vadrun.video import Snippet, Video
 
 
-def test_the_reader_stays_a_bounded_distance_ahead(tmp_path: Path) -> None:
-    clip = clips.write_clip(tmp_path / "clip.mp4")
-    made = 0
+def counted(tmp_path: Path, each: int) -> tuple[ReadAhead, list[int]]:
+    """A reader of many snippets, one of so many with an image, and the numbers of those that it has made."""
+    made: list[int] = []
 
     def snippets(video: Video) -> Iterator[Snippet]:
-        nonlocal made
-        for index in range(1000):
-            made += 1
-            yield Snippet(index, 0.0, 1.0, np.zeros((1, 2, 2, 3), np.uint8))
+        for index in range(5000):
+            made.append(index)
+            yield Snippet(index, 0.0, 1.0, np.zeros((int(index % each == 0), 2, 2, 3), np.uint8))
 
-    reader = ReadAhead([clip], snippets, depth=4)
+    return ReadAhead([clips.write_clip(tmp_path / "clip.mp4")], snippets, depth=4), made
+
+
+def test_the_reader_stays_a_bounded_distance_ahead(tmp_path: Path) -> None:
+    reader, made = counted(tmp_path, 1)
     reader.start()
     taken = [reader.get(None) for _ in range(3)]  # that the video begins, and two snippets
     threading.Event().wait(0.3)  # all the time it wants
-    assert all(isinstance(made, Of) for made in taken)
-    assert [type(made.item).__name__ for made in taken if isinstance(made, Of)] == ["Opened", "Snippet", "Snippet"]
-    assert made <= 2 + 4 + 1
+    assert all(isinstance(item, Of) for item in taken)
+    assert [type(item.item).__name__ for item in taken if isinstance(item, Of)] == ["Opened", "Snippet", "Snippet"]
+    assert len(made) <= 2 + 4 + 1
     reader.stop()
-    assert made < 1000
+    assert len(made) < 1000
 
 
 def test_what_the_gate_holds_does_not_keep_the_reader_waiting(tmp_path: Path) -> None:
-    clip = clips.write_clip(tmp_path / "clip.mp4")
-    made = 0
-
-    def snippets(video: Video) -> Iterator[Snippet]:
-        nonlocal made
-        for index in range(5000):
-            made += 1
-            images = 1 if index % 10 == 0 else 0
-            yield Snippet(index, 0.0, 1.0, np.zeros((images, 2, 2, 3), np.uint8))
-
-    reader = ReadAhead([clip], snippets, depth=4)
+    reader, made = counted(tmp_path, 10)
     reader.start()
     for expected in (41, 141):  # four with images, and the fifth is made
         until = time.monotonic() + 20
-        while made < expected and time.monotonic() < until:
+        while len(made) < expected and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(0.2)  # all the time it wants
-        assert made == expected
+        assert len(made) == expected
         for _ in range(101 if expected == 41 else 0):  # that the video begins, and ten with images
             reader.get(None)
     reader.stop()

@@ -80,10 +80,10 @@ class OpenvinoBackend(Backend):
         self._streams = 2 if (options.threads or cores()) > 1 and not options.plain else 1
 
         # Matrix units are faster than weights come, unless those come in parts.
-        units, weight = ("amx_int8", 1) if graph == "int8" else ("amx_bf16", 2)
+        units, weight_bytes = ("amx_int8", 1) if graph == "int8" else ("amx_bf16", 2)
         apart = rest == "bf16" and not options.plain and units in processor_flags()
 
-        def compiled(name: str, precision: str, streams: int, weight: int | None = None) -> Any:
+        def compiled(name: str, precision: str, streams: int, *, apart: bool = False) -> Any:
             path = bundle.root / name
             settings: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -95,15 +95,15 @@ class OpenvinoBackend(Backend):
             # The library's own key leaves out the precision: a model for one would be read for the other.
             folder = None if kept is None else kept / precision
             try:
-                if weight is not None:
-                    return _in_parts(core, path, settings, weight, folder)
+                if apart:
+                    return _in_parts(core, path, settings, weight_bytes, folder)
                 if folder is not None:
                     settings["CACHE_DIR"] = str(folder)
                 return core.compile_model(str(path), "CPU", settings)
             except RuntimeError as error:
                 raise BackendError(f"cannot load {path}: {str(error).strip().splitlines()[-1]}") from error
 
-        encoder = compiled(self.encoder_file, rest, self._streams, weight if apart else None)
+        encoder = compiled(self.encoder_file, rest, self._streams, apart=apart)
         # The head stays in float32: the threshold in H_sim turns rounding into jumps.
         head = compiled(bundle.file("head").name, "fp32", 1)
         inputs = [*encoder.inputs, *head.inputs]
@@ -135,7 +135,7 @@ class OpenvinoBackend(Backend):
         self._encoders, self._head = [], None
 
 
-def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight: int, folder: Path | None) -> Any:
+def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight_bytes: int, folder: Path | None) -> Any:
     """The encoder with its wide linears in parts, compiled, or as it was kept in ``folder`` when it last was.
 
     The library's own cache has to read and hash a model that was rewritten, each time.
@@ -144,7 +144,7 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight: int, fold
     kept: Path | None = None
     if folder is not None and hasattr(openvino, "tensor_from_file"):  # 2025.4
         made_for = [openvino.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
-        made_by = [version(), path.name, weight, MOST_BYTES]
+        made_by = [version(), path.name, weight_bytes, MOST_BYTES]
         key = hashlib.sha256(json.dumps([*made_by, *made_for]).encode()).hexdigest()[:16]
         kept = folder / f"{path.stem}-{key}.blob"
         with suppress(Exception):  # there is none yet, or it is damaged; what then is raised depends on where
@@ -152,7 +152,7 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight: int, fold
     elif folder is not None:
         settings = {**settings, "CACHE_DIR": str(folder)}
     model = core.read_model(str(path))
-    in_parts(model, weight)
+    in_parts(model, weight_bytes)
     compiled = core.compile_model(model, "CPU", settings)
     if kept is not None:
         with suppress(Exception):  # no space, or no memory: the next start takes as long as this one
