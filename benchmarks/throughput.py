@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import openvino
 import torch
@@ -37,6 +36,7 @@ from vadrun.errors import UserError
 from vadrun.events import EventRule
 from vadrun.gate import GateRule
 from vadrun.pipeline import VideoResult, run_video
+from vadrun.pyav import open_input
 from vadrun.scoring import score_features, scores_from_logits
 from vadrun.video import Video
 
@@ -87,7 +87,7 @@ class Careful:
         length, wanted = self.bundle.sampling.frames, self.bundle.preprocessing
         top, left = wanted.corner
         middle: NDArray[np.uint8] | None = None
-        with av.open(str(video)) as container:
+        with open_input(str(video)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for count, frame in enumerate(container.decode(stream)):

@@ -14,6 +14,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from vadrun.preprocessing import Preprocessing
+from vadrun.pyav import SIDE_DATA
 
 Image = NDArray[np.uint8]
 
@@ -114,6 +115,11 @@ def write_clip(
     if rotation:
         _mark_rotation(path, rotation)
     return path
+
+
+def skippable(path: Path) -> Path:
+    """A name for a clip of which frames can be left out: of MP4 they are from PyAV 16 on, of Matroska always."""
+    return path if SIDE_DATA or path.suffix != ".mp4" else path.with_suffix(".mkv")
 
 
 def write_sound(path: Path, *, cover: bool = False) -> Path:

@@ -23,7 +23,8 @@ import av
 from av.video.stream import VideoStream
 
 from vadrun.bitstream import Unit, Units
-from vadrun.skipping import AHEAD, DURATIONS, Irregular
+from vadrun.pyav import DURATIONS
+from vadrun.skipping import AHEAD, Irregular
 
 if TYPE_CHECKING:
     from vadrun.ahead import Ahead

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import av
 
+from vadrun.pyav import SIDE_DATA
+
 # Of each codec: slices, slices of closed key pictures, parameter sets, supplemental information
 # (ITU-T H.264 table 7-1, H.265 table 7-1).
 _H264 = (frozenset(range(1, 6)), frozenset({5}), frozenset({7, 8, 13, 15}), frozenset({6}))
@@ -147,9 +149,6 @@ def _arrays(extradata: bytes) -> Iterator[tuple[int, int]]:
                 yield start, at
 
 
-KNOWS_EXTRADATA = hasattr(av.Packet, "has_sidedata")  # PyAV 16
-
-
 def _has_extradata(packet: av.Packet[Any]) -> bool:
     """Whether the container gives new parameter sets along with this packet."""
-    return bool(packet.has_sidedata("new_extradata")) if KNOWS_EXTRADATA else False
+    return bool(packet.has_sidedata("new_extradata")) if SIDE_DATA else False

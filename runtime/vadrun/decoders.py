@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 from vadrun.cuda import NoCuda, gpus
 from vadrun.errors import UserError
 from vadrun.preprocessing import Preprocessor, quarter_turns
+from vadrun.pyav import DURATIONS, fraction
 
 SOFTWARE = "software"
 _MOST_LEVELS = 3.0  # of 255, by which a first picture may differ from software's in the mean
@@ -172,7 +173,7 @@ class GstreamerDecoder:
         if isinstance(gst, str):
             raise DecoderError(gst)
         self._gst: Any = gst
-        self._first, self._base = first, stream.time_base
+        self._first, self._base = first, fraction(stream.time_base)
         self._stamps: dict[int, tuple[int, int]] = {}  # microseconds -> pts and duration in the stream's time base
         kind, to_annex_b = _PARSERS[codec]
         self._filter = BitStreamFilterContext(to_annex_b, stream)
@@ -306,7 +307,7 @@ def check_first(found: av.VideoFrame | None, first: av.VideoFrame) -> None:
 def _dress(frame: av.VideoFrame, first: av.VideoFrame, length: int) -> None:
     """Give a bare picture the colours of the first one, and its own duration."""
     frame.colorspace, frame.color_range = first.colorspace, first.color_range
-    if length and hasattr(frame, "duration"):  # PyAV 15 has it
+    if length and DURATIONS:
         frame.duration = length
 
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import av
 
 from vadrun.bitstream import Units
-from vadrun.skipping import DURATIONS, Irregular, Skipped
+from vadrun.pyav import DURATIONS
+from vadrun.skipping import Irregular, Skipped
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext

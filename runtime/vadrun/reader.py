@@ -16,9 +16,10 @@ from av.video.stream import VideoStream
 
 from vadrun.ahead import Ahead
 from vadrun.backlog import CODECS, Backlog, Picture
-from vadrun.bitstream import KNOWS_EXTRADATA, Units
+from vadrun.bitstream import Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
 from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
+from vadrun.pyav import SIDE_DATA, fraction
 from vadrun.skipping import AHEAD, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
 from vadrun.wholeness import Faults, what_is_missing
@@ -58,6 +59,7 @@ class Reader:
         self.container = open_container(path)
         try:
             self.stream = pick_stream(self.container, path)
+            self._base = fraction(self.stream.time_base)  # seconds
             self.decoder = decoder(self.stream)
         except BaseException:
             self.container.close()
@@ -119,7 +121,7 @@ class Reader:
             return False
         # Of AVI display times are not known; of others it may not be known that new parameter sets have come.
         kind = self.container.format.name
-        return kind in ("mpegts", "matroska,webm") or (KNOWS_EXTRADATA and kind != "avi")
+        return kind in ("mpegts", "matroska,webm") or (SIDE_DATA and kind != "avi")
 
     def hold_back(
         self,
@@ -272,13 +274,12 @@ class Reader:
         # AVI stores no display times, and FFmpeg's guess at them is wrong with B-frames; decoding times, which it
         # does store, come out in the order of display.
         stamp = frame.dts if self.container.format.name == "avi" or frame.pts is None else frame.pts
-        base = self.stream.time_base
-        return None if stamp is None or base is None else float(stamp * base)
+        return None if stamp is None or self._base is None else float(stamp * self._base)
 
     def duration(self, frame: av.VideoFrame | Skipped | Taken | Picture) -> float | None:
         """How long a picture is on display in seconds, if it says so."""
-        ticks, base = getattr(frame, "duration", None), self.stream.time_base  # PyAV 15 has it
-        return float(ticks * base) if ticks and ticks > 0 and base is not None else None
+        ticks = getattr(frame, "duration", None)  # not with every PyAV
+        return float(ticks * self._base) if ticks and ticks > 0 and self._base is not None else None
 
     def _fault(self, kind: str) -> None:
         """Count a fault; with hardware, which patches pictures without saying so, leave the file to software."""

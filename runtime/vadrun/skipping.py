@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import av
 
-DURATIONS = hasattr(av.VideoFrame, "duration")  # PyAV 15; a mixture would make times of two kinds
+from vadrun.pyav import DURATIONS
 
 AHEAD = 17  # packets; 16 pictures at most wait in a decoder for one that comes before them
 

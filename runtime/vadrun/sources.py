@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError
 from vadrun.preprocessing import colour_of, quarter_turns
+from vadrun.pyav import fraction, open_input
 from vadrun.wholeness import what_is_missing
 
 # fmt: off
@@ -123,8 +124,8 @@ def open_container(path: Path) -> InputContainer:
         raise UserError(f"{path} is empty: copy or record it again")
     try:
         # "file:" because a colon in a name would be taken for a protocol. A playlist in disguise may not reach out
-        # to the network, and tags in another encoding than UTF-8 are no reason to refuse a video.
-        return av.open(f"file:{path}", "r", container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        # to the network.
+        return open_input(f"file:{path}", container_options={"protocol_whitelist": "file"})
     except av.FFmpegError:
         why = what_is_missing(path) or "its content is of no kind that FFmpeg knows"
         raise UserError(f"{path} cannot be opened as a video ({why}): check the file, or copy it again") from None
@@ -148,14 +149,14 @@ def describe(container: InputContainer, stream: VideoStream, first: av.VideoFram
     rate = next(
         (
             float(rate)
-            for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate)
+            for rate in map(fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
             if rate is not None and 0 < rate <= 1000
         ),
         _NOMINAL_RATE,
     )
-    duration = None
-    if stream.duration is not None and stream.time_base is not None:
-        duration = float(stream.duration * stream.time_base)
+    duration, base = None, fraction(stream.time_base)
+    if stream.duration is not None and base is not None:
+        duration = float(stream.duration * base)
     elif container.duration is not None:
         duration = container.duration / av.time_base
     frames = stream.frames or (round(duration * rate) if duration else None)
