@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 
 from benchmarks import measure
 from benchmarks.end_to_end import Collect, Reference, load_reference
 from vadclip.images import normalise
+from vadrun.backends.openvino import import_openvino
 from vadrun.bundle import Bundle
 from vadrun.calibration import Calibration
 from vadrun.console import table
@@ -57,7 +57,7 @@ class Careful:
     """PyAV and OpenVINO, one after the other."""
 
     def __init__(self, bundle: Bundle, batch: int) -> None:
-        core = openvino.Core()
+        core = import_openvino().Core()
         # LATENCY is the fastest hint for one request at a time; the plugin takes bfloat16 where the CPU has it.
         self.encoder = core.compile_model(str(bundle.path("encoder")), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
         exact = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

@@ -45,7 +45,7 @@ class OpenvinoBackend(Backend):
         """Version, and what the CPU computes in."""
         if find_spec("openvino") is None:
             return {}
-        openvino = _import_openvino()
+        openvino = import_openvino()
         core = openvino.Core()
         found = {"version": openvino.__version__.split("-")[0]}
         for device in core.available_devices:
@@ -54,7 +54,7 @@ class OpenvinoBackend(Backend):
         return found
 
     def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
-        openvino = _import_openvino()
+        openvino = import_openvino()
         self.library = f"openvino {openvino.__version__.split('-')[0]}"
         core = openvino.Core()
         capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -140,7 +140,7 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight_bytes: int
 
     The library's own cache has to read and hash a model that was rewritten, each time.
     """
-    openvino = _import_openvino()
+    openvino = import_openvino()
     kept: Path | None = None
     if folder is not None and hasattr(openvino, "tensor_from_file"):  # 2025.4
         made_for = [openvino.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
@@ -164,7 +164,7 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight_bytes: int
     return compiled
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """OpenVINO without its telemetry: importing it would report to its makers, and a camera box calls nobody."""
     reporter = "openvino_telemetry"
     if reporter in sys.modules or "openvino" in sys.modules:
