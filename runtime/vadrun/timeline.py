@@ -149,16 +149,17 @@ class Timeline:
     def _next(self, time: float, step: float, last: float) -> float:
         if self._before is not None:
             before, self._before = self._before, None
-            if time + before > last - step:
+            if -step < time + before - last < max(LONGEST_PAUSE, _REORDERED * step):
                 self._shift = before  # only one timestamp was wrong
             elif self._seen is not None:
                 self._seen.was_set_back(self._set_at)
+        shift = self._shift
         if self._wrap is not None and abs(time + self._shift - last) > self._wrap / 2:
             self._shift -= math.copysign(self._wrap, time + self._shift - last)
         placed = time + self._shift
         if last - placed > min(LONGEST_PAUSE, _REORDERED * step):
             placed = last + step
-            self._before, self._shift, self._set_at = self._shift, placed - time, placed
+            self._before, self._shift, self._set_at = shift, placed - time, placed
         elif placed <= last:
             placed = last + (step / 2 if time > self._given else step)
         return placed
