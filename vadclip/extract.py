@@ -187,7 +187,8 @@ def _features(
         waiting.clear()
 
     with Video(path) as video:
-        for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops]):
+        # Truth at frame level counts frames, whatever their times say.
+        for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops], joins=True):
             waiting.append(snippet.images.reshape(-1, *snippet.images.shape[2:]))
             if sum(map(len, waiting)) >= encoder.batch:
                 encode()

@@ -23,7 +23,7 @@ import av
 
 from vadrun.bitstream import Units
 from vadrun.pyav import DURATIONS
-from vadrun.skipping import Irregular, Skipped
+from vadrun.skipping import AHEAD, Irregular, Order, Ranks, Skipped
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -221,10 +221,12 @@ class Splitter:
     Args:
         units: reads the packets' headers.
         wanted: whether the picture at this place in display order is needed.
+        ranks: counts those places; for this splitter alone.
     """
 
-    def __init__(self, units: Units, wanted: Callable[[int], bool]) -> None:
-        self._units, self._wanted = units, wanted
+    def __init__(self, units: Units, wanted: Callable[[int], bool], ranks: Ranks | None = None) -> None:
+        self._units, self._wanted, self._ranks = units, wanted, ranks or Ranks()
+        self._order = Order()
         self._before = 0  # pictures in earlier groups
         self._latest: int | None = None  # display time of the last of them
         self._news: list[Packet] = []
@@ -239,7 +241,7 @@ class Splitter:
             Irregular: it does not fit.
         """
         unit = self._units.read(packet)
-        if unit is None or packet.pts is None or packet.is_discard or packet.is_corrupt:
+        if unit is None or packet.pts is None or packet.is_discard or packet.is_corrupt or not self._order.fits(packet):
             raise Irregular
         ended = None
         if unit.closed:
@@ -270,7 +272,13 @@ class Splitter:
         times = [pts for pts, _, _ in shown]
         if len(set(times)) < len(times) or (self._latest is not None and times[0] <= self._latest):
             raise Irregular
-        wanted = {pts for rank, pts in enumerate(times, self._before) if self._wanted(rank)}
+        place = {pts: at for at, pts in enumerate(times)}
+        if any(abs(place[packet.pts or 0] - at) > AHEAD for at, packet in enumerate(packets)):
+            raise Irregular  # no decoder waits that long: a wrong timestamp
+        ranks = [self._ranks.next(pts) for pts in times]
+        if any(within == 0 for _, within in ranks[1:]):
+            raise Irregular  # a clock that was set, perhaps between pictures that are not shown in this order
+        wanted = {pts for pts, rank in zip(times, ranks, strict=True) if self._wanted(self._ranks.chosen(rank))}
         tried = max(_TRIED - self._before, 0)
         decoded = packets[: max(_up_to(packets, wanted), tried)]
         spare = self._unreferred - wanted - {packet.pts for packet in packets[:tried] if packet.pts is not None}

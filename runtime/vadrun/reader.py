@@ -20,8 +20,9 @@ from vadrun.bitstream import Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
 from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
 from vadrun.pyav import SIDE_DATA, fraction
-from vadrun.skipping import AHEAD, Skipped, Skipper
+from vadrun.skipping import AHEAD, Ranks, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
+from vadrun.timeline import WRAPS
 from vadrun.wholeness import Faults, what_is_missing
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Reader:
         else:
             skips = self.can_hold_back
         if skips:
-            self.skipper = Skipper()
+            self.skipper = Skipper(self._ranks())
 
     @property
     def _codec(self) -> str:
@@ -128,6 +129,8 @@ class Reader:
         wanted: Callable[[int], bool] | None = None,
         threads: Callable[[], int] = lambda: 1,
         moving: Callable[[], bool] = lambda: False,
+        *,
+        joins: bool = False,
     ) -> Iterator[Picture | av.VideoFrame]:
         """As :meth:`pictures`, in its place, but decoded only where somebody asks for it.
 
@@ -135,6 +138,7 @@ class Reader:
             wanted: the places in display order that are asked for where something moves, if that is known.
             threads: how many may decode ahead there now; none, if it is 1.
             moving: whether something moves.
+            joins: whether places are counted over pauses of the recording; else from the last pause on.
         """
         context = self.stream.codec_context
         self.skipper = None
@@ -148,7 +152,9 @@ class Reader:
         packets = self._followed()
         if wanted is not None:
             crew = self._crew(lambda: lambda frame: frame, threads, [])
-            self._ahead = Ahead(packets, Splitter(self._units(), wanted), crew, lambda: self.faults.count, moving)
+            self._ahead = Ahead(
+                packets, Splitter(self._units(), wanted, self._ranks(joins)), crew, lambda: self.faults.count, moving
+            )
             packets = self._ahead.packets()
         self.backlog = Backlog(
             packets,
@@ -158,6 +164,7 @@ class Reader:
             flush=context.flush_buffers,
             faults=lambda: self.faults.count,
             ahead=self._ahead,
+            base=float(self.stream.time_base or 1),
         )
         return self._held_back(self.backlog)
 
@@ -166,6 +173,8 @@ class Reader:
         wanted: Callable[[int], bool],
         make: Callable[[], Callable[[av.VideoFrame], T]],
         threads: Callable[[], int],
+        *,
+        joins: bool = False,
     ) -> Iterator[Taken | Skipped]:
         """As :meth:`pictures`, in its place, but decoded only as far as is wanted, and by groups.
 
@@ -173,18 +182,30 @@ class Reader:
             wanted: whether the picture at this place in display order is needed.
             make: makes, for each thread, what makes of a frame what is wanted of it.
             threads: how many groups may be decoded at once now.
+            joins: whether places are counted over pauses of the recording; else from the last pause on.
 
         Raises:
             Irregular: pictures were not decoded, and which ones is in doubt.
         """
         self.skipper = None
         crew = self._crew(make, threads, [self.stream.codec_context])
-        splitter = Splitter(self._units(), wanted)
+        splitter = Splitter(self._units(), wanted, self._ranks(joins))
         yield from Groups(self._followed(), splitter, crew, lambda: self.faults.count).pictures()
         self._end(self._last)
 
     def _units(self) -> Units:
         return Units(self._codec, self.stream.codec_context.extradata)
+
+    @property
+    def wrap(self) -> float | None:
+        """Seconds after which the timestamps start again at 0; None where they do not."""
+        return WRAPS.get(self.container.format.name)
+
+    def _ranks(self, joins: bool = False) -> Ranks:
+        base = self.stream.time_base
+        ranks = Ranks(1.0 if base is None else float(base), self.wrap)
+        ranks.joins = joins
+        return ranks
 
     def _crew(
         self,

@@ -15,9 +15,10 @@ import av
 import numpy as np
 import pytest
 
-from tests.clips import Image, add_cover, cut, number_of, numbered, spoil, write_clip, write_sound
+from tests.clips import Image, add_cover, cut, number_of, numbered, set_clock, spoil, write_clip, write_sound
 from vadrun import reader as module
 from vadrun.errors import UserError
+from vadrun.gate import GateRule
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet, Video, read_snippets
@@ -547,6 +548,99 @@ def test_what_cameras_append_to_a_file_is_not_damage(tmp_path: Path) -> None:
 def test_live_recordings_of_unknown_length_are_not_damage(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "live.mkv", 60, container_options={"live": "1"})
     assert damage(path) is None
+
+
+# -- time
+
+
+def timed(path: Path, way: str, sampling: Sampling | None = None) -> tuple[list[Snippet], Video]:
+    """The snippets of a video: with ``every`` picture decoded, by ``groups``, with a ``gate``, or by ``shadows``."""
+    with Video(path, threads=1) as video:
+        if way == "every":
+            video.looks_ahead, video._reader.skipper = False, None
+        if way == "shadows":
+            return [snippet for snippet, _ in video.shadows(sampling or Sampling(), SMALL, [GateRule()])], video
+        gate = GateRule(shadow=True) if way == "gate" else None
+        return list(video.snippets(sampling, SMALL, gate=gate)), video
+
+
+def same_in_all_ways(path: Path, sampling: Sampling | None = None) -> tuple[list[Snippet], Video]:
+    plain, one = timed(path, "every", sampling)
+    for way in ("groups", "gate", "shadows"):
+        found, other = timed(path, way, sampling)
+        assert [(s.index, s.start, s.end) for s in found] == [(s.index, s.start, s.end) for s in plain], way
+        for a, b in zip(found, plain, strict=True):
+            np.testing.assert_array_equal(a.images, b.images)
+        assert (other.note, other.damage, other.decoded, other.seen) == (one.note, one.damage, one.decoded, one.seen)
+    return plain, one
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(by="time", seconds=0.64)], ids=["frames", "time"])
+@pytest.mark.parametrize("options", [{"bf": "0", "g": "25"}, {"bf": "3", "g": "30"}], ids=["plain", "b-frames"])
+@pytest.mark.parametrize(("picture", "seconds"), [(103, -4900.0), (150, -3.0), (103, -1.0)])
+def test_a_clock_that_is_set_back_loses_nothing(
+    tmp_path: Path, options: dict[str, str], picture: int, seconds: float, sampling: Sampling | None
+) -> None:
+    """Within a group and at its beginning."""
+    path = write_clip(tmp_path / "clip.ts", 240, options=options, container_options={"output_ts_offset": "5000"})
+    snippets, video = same_in_all_ways(set_clock(path, picture, seconds), sampling)
+    assert len(snippets) == 15 and video.decoded == 240
+    assert snippets[-1].end == pytest.approx(240 / 25, abs=0.08)
+    assert max(s.end - s.start for s in snippets) < 0.75
+    assert video.seen.set_back == 1 and video.seen.count == 0 and "set back once" in str(video.note)
+
+
+@pytest.mark.parametrize("options", [{"bf": "0", "g": "25"}, {"bf": "3", "g": "30"}], ids=["plain", "b-frames"])
+@pytest.mark.parametrize(("picture", "sampling"), [(103, None), (150, None), (103, Sampling(by="time", seconds=0.64))])
+def test_a_pause_in_a_transport_stream(
+    tmp_path: Path, options: dict[str, str], picture: int, sampling: Sampling | None
+) -> None:
+    path = write_clip(tmp_path / "clip.ts", 240, options=options)
+    snippets, video = same_in_all_ways(set_clock(path, picture, 2400.0), sampling)
+    assert sum(s.end - s.start for s in snippets) <= video.seen.seconds < 9.8
+    assert max(s.end - s.start for s in snippets) < 0.75
+    assert video.seen.count == 1 and "pauses once (from" in str(video.note)
+    assert len(snippets) >= 13 and snippets[-1].end > 2400
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv"])
+@pytest.mark.parametrize("g", ["8", "40"])
+def test_a_pause_in_other_containers(tmp_path: Path, name: str, g: str) -> None:
+    """Twenty seconds that are recorded in two pieces; the second begins within a snippet."""
+    times = [index / 25 for index in range(200)] + [2400 + index / 25 for index in range(200)]
+    path = write_clip(tmp_path / name, 400, times=times, options={"g": g, "bf": "2"})
+    snippets, video = same_in_all_ways(path)
+    assert len(snippets) == 24
+    assert [number_of(s.images[0]) for s in snippets] == [
+        *range(8, 200, 16),
+        *range(208, 400, 16),
+    ]
+    assert max(s.end - s.start for s in snippets) < 0.65
+    assert video.seen.seconds == pytest.approx(16.0, abs=0.1)
+    assert video.damage is None
+    joined = list(read_joined(path))
+    assert [number_of(s.images[0]) for s in joined] == list(range(8, 400, 16))
+
+
+def read_joined(path: Path) -> list[Snippet]:
+    """Snippets of 16 frames whatever lies between them."""
+    with Video(path) as video:
+        return list(video.snippets(None, SMALL, joins=True))
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts"])
+@pytest.mark.parametrize("interval", [1.0, 3.0])
+def test_slow_cameras_do_not_pause(tmp_path: Path, name: str, interval: float) -> None:
+    times = [index * interval for index in range(40)]
+    snippets, video = same_in_all_ways(write_clip(tmp_path / name, 40, times=times, options={"g": "5"}))
+    assert [number_of(s.images[0]) for s in snippets] == [8, 24]
+    assert video.seen.count == 0 and video.note is None
+
+
+def test_a_frame_that_lasts_a_day(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mkv", 3, times=[0.0, 86400.0, 172800.0])
+    with Video(path) as video:
+        assert len(list(video.snippets(Sampling(by="time", seconds=0.64), SMALL))) < 300
 
 
 # -- what is refused
