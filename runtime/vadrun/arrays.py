@@ -180,9 +180,10 @@ def _header(stream: IO[bytes], where: Where, name: str) -> _Header:
     length = int.from_bytes(stream.read(count), "little")
     if length > _MOST_HEADER:
         raise where.error(f"{name} has a header of {length} bytes")
-    text = stream.read(length).decode("latin-1").strip()
+    raw = stream.read(length)
+    text = raw.decode("latin-1").strip()
     wrong = where.error(f"{name} has a header that does not read")
-    if not (text.startswith("{") and text.endswith("}")):
+    if len(raw) < length or not (text.startswith("{") and text.endswith("}")):
         raise wrong
     text = text[1:-1].strip()
     entries: dict[str, Any] = {}
