@@ -62,8 +62,8 @@ class Schema(Protocol):
 class Misfit(Exception):
     """A value does not fit its description; the message is a clause that names the key."""
 
-    def __init__(self, key: str, value: Any, wanted: str) -> None:
-        super().__init__(f"{key or 'the whole'} is {shown(value)}, not {wanted}")
+    def __init__(self, key: str, value: Any, wanted: str, said: str | None = None) -> None:
+        super().__init__(f"{key or 'the whole'} is {said or shown(value)}, not {wanted}")
 
 
 def validate(value: Any, schema: Schema, where: Where) -> Any:
@@ -345,7 +345,8 @@ class Table:
         if not isinstance(value, Mapping):
             raise Misfit(key, value, "an object")
         if not self.least <= len(value) <= self.most:
-            raise Misfit(key, value, f"an object of {self.least} to {self.most} entries")
+            wanted = f"an object of {self.least} to {self.most} entries"
+            raise Misfit(key, value, wanted, f"an object of {len(value)} entries")
         for name, item in value.items():
             self.key.check(name, f"a key of {key or 'the whole'}")
             self.value.check(item, _join(key, name))

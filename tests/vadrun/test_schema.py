@@ -97,7 +97,7 @@ def test_what_fits_is_given_back(description: Schema, value: Any) -> None:
         (List(Text()), ["a", {}], "[1] is an object, not a text"),
         (Table(Whole()), {"a": "b"}, "a is 'b', not a whole number"),
         (Table(Whole()), [], "is a list of 0, not an object"),
-        (Table(Whole(), least=1), {}, "not an object of 1 to"),
+        (Table(Whole(), least=1), {}, "the whole is an object of 0 entries, not an object of 1 to"),
         (Table(Whole(), key=FileName()), {"a/b": 1}, "a key of the whole is 'a/b'"),
         (Record({"a": Flag()}), {}, "a is missing"),
         (Record({"a": Flag()}), {"a": True, "b": 1}, "b is not known (known are a)"),
