@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.comparison import EventChanges, event_changes, score_differences
+from vadexport.comparison import EventChanges, event_changes
 from vadexport.probe import SNIPPET_SECONDS, Probe
 from vadrun import backends
 from vadrun.bundle import CERTIFICATE, Bundle
@@ -26,8 +26,9 @@ from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import EventRule, find_events
 from vadrun.files import write_json
-from vadrun.scoring import Scores, scores_from_logits
-from vadrun.selftest import cosines
+from vadrun.scoring import Scores, score_differences, scores_from_logits
+from vadrun.selftest import COSINE, SCORE, cosines
+from vadrun.selftest import arithmetic as coarsest_arithmetic
 
 SCHEMA = 1
 
@@ -59,11 +60,11 @@ class Limits:
 
 # By the coarsest arithmetic that the encoder's numbers went through, its stored weights included.
 LIMITS = {
-    "fp32": Limits(cosine=0.99999, score=1e-4),
-    "fp16": Limits(cosine=0.999, score=5e-3),
-    "bf16": Limits(cosine=0.998, score=2e-2),
+    "fp32": Limits(COSINE["fp32"], SCORE),
+    "fp16": Limits(COSINE["fp16"], score=5e-3),
+    "bf16": Limits(COSINE["bf16"], score=2e-2),
     # A sure event (peak above 0.8) stays far above a threshold of 0.5 with this.
-    "int8": Limits(cosine=0.99, score=0.1),
+    "int8": Limits(COSINE["int8"], score=0.1),
 }
 
 Changes = Mapping[str, float]
@@ -204,7 +205,7 @@ def verify(
         UserError: not a bundle, or no backend is installed.
     """
     bundle = Bundle.open(root)
-    probe = Probe.load(bundle.path("probe"))
+    probe = Probe.load(bundle.path("probe"), bundle.model)
     found = backends.available()
     if not found:
         raise UserError("no backend is installed here to check the bundle with: pip install 'vadclip-edge[cpu]'")
@@ -271,8 +272,7 @@ def _check_carried(bundle: Bundle, say: Callable[[str], None], changes: Changes 
 def arithmetic(engine: Engine) -> tuple[str, str]:
     """The coarsest arithmetic that the encoder's numbers went through, and that as tables show it."""
     backend = engine.backend
-    graph_precision = next(f.precision for f in engine.bundle.files if f.name == backend.encoder_file)
-    precision = backend.precision if backend.precision != "fp32" else graph_precision or "fp32"
+    precision = coarsest_arithmetic(engine.bundle, backend)
     return precision, backend.precision if backend.precision == precision else f"fp32 ({precision} weights)"
 
 
@@ -328,10 +328,11 @@ def machine() -> dict[str, str]:
 
 
 def _score(engine: Engine, features: NDArray[np.float32], text: NDArray[np.float32]) -> Scores | None:
-    # A broken encoder can give NaN; that is a failed check, not an error of the user's.
+    # A broken graph can give NaN; that is a failed check, not an error of the user's.
     if not np.isfinite(features).all():
         return None
-    return scores_from_logits(*engine.logits(features, text), engine.bundle.model.anomaly)
+    scores = scores_from_logits(*engine.logits(features, text), engine.bundle.model.anomaly)
+    return scores if scores.finite else None
 
 
 def _check(

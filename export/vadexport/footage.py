@@ -23,14 +23,13 @@ from vadexport.comparison import (
     EventChanges,
     event_changes,
     ranking_differences,
-    score_differences,
 )
 from vadrun.bundle import Bundle
 from vadrun.console import table
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
-from vadrun.scoring import Scores, scores_from_logits
+from vadrun.scoring import Scores, score_differences, scores_from_logits
 from vadrun.selftest import cosines
 from vadrun.sources import named_videos
 from vadrun.video import Snippet, Video
@@ -203,6 +202,9 @@ class FootageCertificate:
                 finite = False
                 continue
             scores = engine.score(features)
+            if not scores.finite:
+                finite = False
+                continue
             differences.append(score_differences(scores, answers.scores))
             changes += event_changes(self._events(scores, answers), self._events(answers.scores, answers))
             measured.append(scores.anomaly)

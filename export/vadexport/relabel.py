@@ -176,7 +176,7 @@ def _from_checkpoint(
     )
     say(f"encoding {len(classes)} class prompts with PyTorch")
     embeddings = class_embeddings(model, [entry.words for entry in classes])
-    frames = Probe.load(bundle.path("probe")).frames
+    frames = Probe.load(bundle.path("probe"), bundle.model).frames
     say(f"running {len(frames)} probe frames through PyTorch")
     return embeddings, answer(model, frames, embeddings), {"name": checkpoint.name, "sha256": digest}
 

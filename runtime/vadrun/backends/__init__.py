@@ -52,6 +52,7 @@ class Backend(Protocol):
     library: str  # name and version of the library
     encoder_file: str  # which graph of the bundle it took
     batch_limit: int | None = None  # frames that one call of the encoder takes at most; None: any number
+    least_cosine: float | None = None  # of its features on the probe, where the user has allowed less than the default
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features float32 [n,d] of uint8 RGB frames [n,S,S,3], n from 1 to ``batch_limit``."""
@@ -121,7 +122,7 @@ def about() -> dict[str, dict[str, str]]:
 def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = True) -> tuple[Backend, str]:
     """The backend for ``name`` ("auto", "onnxruntime", "onnxruntime:cpu", ...) and why it was taken.
 
-    One that does not know the bundle's probe (see :mod:`vadrun.selftest`) is loaded once more, plainly, and then
+    One that does not reproduce the bundle's probe (see :mod:`vadrun.selftest`) is loaded once more, plainly, and then
     passed over, or, without ``refuse_wrong``, taken as it is.
 
     Raises:
@@ -166,23 +167,20 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
 
 def _tested(kind: Any, bundle: Bundle, device: str, options: Options, refuse_wrong: bool) -> tuple[Backend, str | None]:
     """A backend that knows the probe, and a remark if it took a second attempt."""
-    from vadrun.selftest import COSINE, lowest_cosine  # numpy is not needed to list backends
+    from vadrun.selftest import least_cosine, measure  # numpy is not needed to list backends
 
     backend: Backend = kind(bundle, device, options)
-    first = lowest_cosine(bundle, backend)
-    if first >= COSINE:
+    first = measure(bundle, backend).fault(least_cosine(bundle, backend))
+    if first is None:
         return backend, None
     backend.close()
     backend = kind(bundle, device, replace(options, plain=True))
-    second = lowest_cosine(bundle, backend)
-    if second >= COSINE:
-        return backend, f"gave wrong features of the probe (cosine {first:.2f}) and was compiled anew"
+    second = measure(bundle, backend).fault(least_cosine(bundle, backend))
+    if second is None:
+        return backend, f"gave {first} and was compiled anew"
     if refuse_wrong:
         backend.close()
-        raise BackendError(
-            f"gives wrong features of the bundle's probe here (cosine {second:.2f}, should be 1): "
-            "vadexport verify says more"
-        )
+        raise BackendError(f"gives {second}: vadexport verify says more")
     return backend, None
 
 
