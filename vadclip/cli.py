@@ -232,7 +232,7 @@ class _Training:
 
     def _test_set(self) -> TestSet:
         """The test list, checked before hours of training and not after."""
-        from vadclip.clip import clip_sizes
+        from vadclip.clip import clip_config
         from vadclip.features import read_features
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
@@ -245,7 +245,7 @@ class _Training:
         check_apart(self.listed, listed)
         annotations = read_annotations(arguments.annotations)
         events = None if arguments.events is None else read_annotations(arguments.events)
-        width = clip_sizes(self.clip.state_dict())[1]
+        width = clip_config(self.clip)[1]
         listed = one_crop(listed, self.preset.centre_crop)
         if (remark := crop_remark(listed, self.preset.centre_crop)) is not None:
             print(f"vadclip: {remark}", file=sys.stderr)
