@@ -172,7 +172,8 @@ def load_clip(path: str | Path, clip_model: str | None = None) -> nn.Module:
     try:
         if known is None and itself is None:
             raise UserError(
-                f"the weights do not tell their CLIP's activation and heads: say which it is with --clip-model, {CHOICES}"
+                "the weights do not tell their CLIP's activation and heads: say which it is with --clip-model,"
+                f" {CHOICES}"
             )
         config, embed_dim = _clip_sizes(inner, itself or known)
         for one in (itself, known):

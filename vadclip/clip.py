@@ -39,9 +39,7 @@ class Untold:
     text_heads: int
 
 
-def clip_sizes(
-    weights: Mapping[str, Tensor], known: Untold | ClipConfig | None = None
-) -> tuple[ClipConfig, int]:
+def clip_sizes(weights: Mapping[str, Tensor], known: Untold | ClipConfig | None = None) -> tuple[ClipConfig, int]:
     """Sizes of a CLIP with a vision transformer, and its embed dimension d, from OpenAI-named weights.
 
     The activation and the numbers of heads are not in the weights: they come from ``known``, or are OpenAI's
@@ -137,9 +135,7 @@ def build_clip(embed_dim: int, config: ClipConfig) -> nn.Module:
         heads=config.text_heads,
         layers=config.text_layers,
     )
-    clip: nn.Module = CLIP(
-        embed_dim, vision_cfg=vision, text_cfg=text, quick_gelu=config.activation == "quickgelu"
-    )
+    clip: nn.Module = CLIP(embed_dim, vision_cfg=vision, text_cfg=text, quick_gelu=config.activation == "quickgelu")
     mask = torch.full((config.context, config.context), -math.inf, device="cpu").triu(1)
     clip.register_buffer("attn_mask", mask, persistent=False)
     return clip

@@ -224,7 +224,9 @@ def _downloaded(facts: Mapping[str, Any], source: str) -> Path:
         # Asked before, because huggingface_hub tries for a minute and writes a warning each time.
         repository, _, filename = facts["hf_hub"].rpartition("/")
         offline = constants.HF_HUB_OFFLINE
-        reason = "HF_HUB_OFFLINE is set" if offline else _unreachable(hf_hub_url(repository, filename or HF_WEIGHTS_NAME))
+        reason = (
+            "HF_HUB_OFFLINE is set" if offline else _unreachable(hf_hub_url(repository, filename or HF_WEIGHTS_NAME))
+        )
     if reason is None:
         try:
             return Path(open_clip.download_pretrained(dict(facts)))
