@@ -155,6 +155,8 @@ def _from_config(data: Any, source: str) -> KnownClip:
     size = vision["image_size"]
     if isinstance(size, list | tuple) and len(set(map(str, size))) == 1:
         size = size[0]
+    if type(vision["layers"]) is not int:  # the four of a ResNet
+        raise UserError(f"{source} is no vision transformer: {_PLAIN}")
     width, head = vision["width"], vision["head_width"]
     if type(width) is not int or type(head) is not int or head < 1:
         raise UserError(f"{source}: the widths {width!r} and {head!r} of its vision_cfg are no whole numbers")
