@@ -6,7 +6,6 @@ row for each (``NAME__0.npy`` to ``NAME__9.npy``).
 
 from __future__ import annotations
 
-import csv
 import filecmp
 import hashlib
 import json
@@ -19,8 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.moved import places
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset, check_labels
+from vadclip.tables import read_table, required
 from vadrun.errors import UserError
+from vadrun.sources import EXTENSIONS
 
 _CROP = re.compile(r"__(\d+)$")
 _FILLER = "0"  # XD-Violence's labels name three classes always: "B1-B2-0", "G-0-0"
@@ -84,11 +86,7 @@ class FeatureList:
 def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) -> FeatureList:
     """Read a training or test list.
 
-    A relative path in it starts at the list's own folder or, if given, at ``root``. With ``root``, a path that
-    was written on another machine loses as many leading folders as it must for the file to be there:
-    ``/home/someone/UCF/Abuse/Abuse001__0.npy`` is found as ``ROOT/Abuse/Abuse001__0.npy``.
-
-    Whether the files exist is not an error here: see :func:`without_missing`.
+    Paths that were written on another machine are found as :func:`vadclip.moved.places` says. Whether the files exist is not an error here: see :func:`without_missing`.
 
     Args:
         path: the CSV, UTF-8, header ``path,label``.
@@ -96,12 +94,17 @@ def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) 
         root: folder that the files have moved to.
 
     Raises:
-        UserError: the file cannot be read, has another form, holds no row, or a label is unknown.
+        UserError: the file cannot be read, has another form, holds no row, names videos, or a label is unknown.
     """
     path = Path(path)
     rows = _read_rows(path)
     if not rows:
         raise UserError(f"{path} lists no feature file: add rows of path,label below the header")
+    if video := next((text for _, text, _ in rows if Path(text).suffix.lower() in EXTENSIONS), None):
+        raise UserError(
+            f"{path} lists videos (such as {video}) where feature files are wanted: run vadclip extract on it, and name"
+            " the list that it writes beside the features"
+        )
     known = _known_labels(preset)
     targets = np.zeros((len(rows), len(preset.labels)), dtype=np.float32)
     for index, (line, _, label) in enumerate(rows):
@@ -116,7 +119,7 @@ def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) 
                 f"{path}, line {line}: the label {label!r} is normal and abnormal at once: name one or the other"
             )
         targets[index, classes] = 1.0
-    files = _places(path, [text for _, text, _ in rows], root)
+    files = places(path, [text for _, text, _ in rows], root)
     return FeatureList(str(path), files, tuple(label for _, _, label in rows), targets)
 
 
@@ -132,19 +135,18 @@ def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tu
     rows = _read_rows(path)
     if not rows:
         raise UserError(f"{path} lists no video: add rows of path,label below the header")
-    videos = _places(path, [text for _, text, _ in rows], root)
+    if features := next((text for _, text, _ in rows if Path(text).suffix.lower() == ".npy"), None):
+        raise UserError(
+            f"{path} lists feature files (such as {features}) where videos are wanted: name the list of the videos"
+        )
+    videos = places(path, [text for _, text, _ in rows], root)
     missing = [video for video in videos if not video.is_file()]
     if missing:
         raise UserError(
             f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {missing[0]}:"
-            " name the folder they are in as the root, or take them off the list"
+            " name the folder they are in with --root, or take them off the list"
         )
     return [(video, label) for video, (_, _, label) in zip(videos, rows, strict=True)]
-
-
-def _places(path: Path, texts: Sequence[str], root: str | Path | None) -> tuple[Path, ...]:
-    place = _Moved(path.parent if root is None else Path(root), search=root is not None)
-    return tuple(place(text) for text in texts)
 
 
 def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> tuple[FeatureList, int]:
@@ -165,10 +167,10 @@ def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> t
     first = next(path for path in listed.paths if not path.is_file())
     what = f"{listed.source}: {missing} of {len(listed)} feature files are missing, the first is {first}"
     if not there:
-        raise UserError(f"{what}: name the folder they are in as the root")
+        raise UserError(f"{what}: name the folder they are in with --root")
     if not allow_missing:
         way = "take them off the list" if allow_missing is None else "allow missing files to go on without them"
-        raise UserError(f"{what}: name the root they moved to, or {way}")
+        raise UserError(f"{what}: name the folder they moved to with --root, or {way}")
     return listed.subset(there), missing
 
 
@@ -323,26 +325,8 @@ def _parse(path: Path) -> object:
 
 def _read_rows(path: Path) -> list[tuple[int, str, str]]:
     """Line number, path and label of every row that is not blank."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a CSV file of path,label") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is not a CSV file of UTF-8 text ({error}); save it again as one") from error
-    if not lines:
-        raise UserError(f"{path} is empty: begin it with the header path,label and list the feature files below")
-    header = [cell.strip().lower() for cell in lines[0][1]]
-    if "path" not in header or "label" not in header:
-        raise UserError(f"{path} does not begin with the header path,label: add it, so that columns are known")
-    where, what = header.index("path"), header.index("label")
-    rows = []
-    for line, row in lines[1:]:
-        if len(row) != len(header) or not row[where].strip() or not row[what].strip():
-            raise UserError(f"{path}, line {line}: expected {','.join(header)}, found {','.join(row)!r}")
-        rows.append((line, row[where].strip(), row[what].strip()))
-    return rows
+    rows = read_table(path, ("path", "label"))
+    return [(line, required(path, line, row, "path"), required(path, line, row, "label")) for line, row in rows]
 
 
 def _known_labels(preset: Preset) -> dict[str, int]:
@@ -360,25 +344,3 @@ def _classes(label: str, known: Mapping[str, int]) -> list[int] | None:
     if not parts or any(part not in known for part in parts):
         return None
     return sorted({known[part] for part in parts})
-
-
-class _Moved:
-    """Where the files of a list are."""
-
-    def __init__(self, root: Path, search: bool) -> None:
-        self._root = root
-        self._search = search
-        self._dropped = 0  # leading folders that the file before had to lose
-
-    def __call__(self, text: str) -> Path:
-        path = Path(text)
-        if not self._search:
-            return self._root / path  # which is the path itself if it is absolute
-        parts = path.parts[1:] if path.is_absolute() else path.parts
-        tries = [self._dropped, *(n for n in range(len(parts)) if n != self._dropped)]
-        for dropped in tries:
-            candidate = self._root.joinpath(*parts[dropped:])
-            if dropped < len(parts) and candidate.is_file():
-                self._dropped = dropped
-                return candidate
-        return self._root.joinpath(*parts[min(self._dropped, len(parts) - 1) :])
