@@ -233,7 +233,6 @@ class _Training:
     def _test_set(self) -> TestSet:
         """The test list, checked before hours of training and not after."""
         from vadclip.clip import clip_sizes
-        from vadclip.features import read_features
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
         from vadclip.sidecar import check_test_features, common_settings
@@ -251,8 +250,8 @@ class _Training:
             print(f"vadclip: {remark}", file=sys.stderr)
         test = evaluate.read_test_set(listed, self.preset, width, annotations, events)
         check_test_features(test.settings, common_settings(self.listed.paths), "the training list")
-        for path in listed.paths:
-            read_features(path, width)  # NaN too is found now
+        for index in range(len(listed)):
+            listed.read(index, width)  # NaN too is found now
         return test
 
     def run(self, design: Design | None, seed: int, out: Path, cache: bool | Path = True) -> Result:
@@ -266,7 +265,7 @@ class _Training:
         if arguments.select == "test":
             assert self.test is not None
             masks = [truth.mask for truth in self.test.truths]
-            scorer = snippet_scorer(self.test.listed.paths, masks, model.config)
+            scorer = snippet_scorer(self.test.listed, masks, model.config)
 
         def say(line: str) -> None:
             bar.clear()

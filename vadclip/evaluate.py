@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vadclip.features import count_snippets, read_features
 from vadclip.groundtruth import (
     Annotations,
     Event,
@@ -299,7 +298,7 @@ def evaluate(scorer: Scorer, test: TestSet, progress: Progress | None = None) ->
     classes = [tuple(names[c] for c in np.flatnonzero(row)) for row in listed.targets]
     scored = []
     for index, (path, truth) in enumerate(zip(listed.paths, test.truths, strict=True)):
-        scores = scorer.score(read_features(path, scorer.width).astype(np.float32, copy=False))
+        scores = scorer.score(listed.read(index, scorer.width).astype(np.float32, copy=False))
         of_video = None if test.detection is None else test.detection[index].events
         scored.append(ScoredVideo(path, classes[index], truth, of_video, scores.confidence, scores.alignment))
         if progress is not None:
@@ -353,11 +352,11 @@ def _frame_metrics(videos: Sequence[ScoredVideo], branch: str) -> FrameMetrics:
 def _count_all(listed: FeatureList, width: int) -> dict[str, int]:
     """Video name -> snippets of its feature file."""
     snippets: dict[str, int] = {}
-    for path in listed.paths:
+    for index, path in enumerate(listed.paths):
         name = video_name(str(path))
         if name in snippets:
             raise UserError(f"{listed.source} lists the video {name!r} twice: name one feature file of each video")
-        snippets[name] = count_snippets(path, width)
+        snippets[name] = listed.count(index, width)
     return snippets
 
 

@@ -6,8 +6,8 @@ Reading, sampling and resizing are the runtime's own, so that what is trained is
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.features import count_snippets
 from vadclip.sidecar import SIDECAR, image_settings, read_sidecar
 from vadrun.errors import UserError
-from vadrun.files import sha256, write_csv, write_json
+from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
 from vadrun.video import Video
@@ -115,15 +116,16 @@ def extract(
         except UserError as error:
             report.failed.append(str(error))
             continue
+        if damage is not None:
+            # Before the features: what is written if the disk is full in between must not pass for a whole video.
+            known[video.stem] = (_size(video), damage)
+            _write_damage(out, known)
+            report.damaged.append(damage)
         for target, values in zip(targets, features, strict=True):
             _write(target, values.astype(options.dtype))
         report.written += 1
-        if damage is not None:
-            report.damaged.append(damage)
-        if damage is not None or sentence is not None:
-            known.pop(video.stem, None)
-            if damage is not None:
-                known[video.stem] = (_size(video), damage)
+        if damage is None and sentence is not None:  # only now that the new features are there
+            del known[video.stem]
             _write_damage(out, known)
     return report
 
@@ -251,22 +253,18 @@ def _size(video: Path) -> int | None:
 
 
 def _whole(targets: Sequence[Path]) -> bool:
-    """Whether all crops of a video are there, readable and of one length."""
+    """Whether all crops of a video are there, readable and of one length; if not, they are made again."""
     try:
-        shapes = {np.load(path, mmap_mode="r", allow_pickle=False).shape for path in targets}
-    except (OSError, ValueError):
+        return len({count_snippets(path, None) for path in targets}) == 1
+    except UserError:
         return False
-    return len(shapes) == 1
 
 
 def _write(path: Path, values: NDArray[Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, values, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    with writing(path):
+        write_bytes(path, content.getbuffer())
 
 
 def clip_name(source: str) -> str:

@@ -107,9 +107,7 @@ def video_name(name: str) -> str:
     """
     base = re.split(r"[/\\]", name.strip())[-1]
     # Names of XD-Violence have points in them, so only endings that are known come off.
-    return re.sub(
-        r"((__\d)?\.npy|\.(mp4|avi|mkv|mov|webm|m4v|mpg|mpeg|wmv|flv))$", "", base, flags=re.IGNORECASE
-    )
+    return re.sub(r"((__\d)?\.npy|\.(mp4|avi|mkv|mov|webm|m4v|mpg|mpeg|wmv|flv))$", "", base, flags=re.IGNORECASE)
 
 
 def read_annotations(path: str | Path) -> dict[str, tuple[Event, ...]]:

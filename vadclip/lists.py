@@ -1,7 +1,7 @@
 """Lists of feature files with video-level labels, and the classes that those labels name.
 
 A list is the authors' CSV: a header ``path,label``, one feature file a row, and where a video has several crops a
-row for each (``NAME__0.npy`` to ``NAME__9.npy``).
+row for each (``NAME__0.npy`` to ``NAME__9.npy``), or one row for a file that holds all ten ([n,10,d]).
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.features import CROPS, count_snippets, holds_ten_crops, read_features
 from vadclip.moved import places
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset, check_labels
 from vadclip.tables import read_table, required
@@ -39,12 +40,14 @@ class FeatureList:
         paths: the files.
         labels: each file's label as it was written.
         targets: float32 [N,m], 1 at each of a file's classes; column 0 is the normal class.
+        within: for a row that is one crop of a file [n,10,d], which one; None for a file [n,d]. Empty: of all rows.
     """
 
     source: str
     paths: tuple[Path, ...]
     labels: tuple[str, ...]
     targets: NDArray[np.float32]
+    within: tuple[int | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,9 +64,22 @@ class FeatureList:
 
     @property
     def crops(self) -> tuple[int | None, ...]:
-        """Each file's crop number; None where its name has none."""
+        """Each row's crop number, of the file's name or within the file; None where there is none."""
         found = (_CROP.search(path.stem) for path in self.paths)
-        return tuple(int(match[1]) if match else None for match in found)
+        named = tuple(int(match[1]) if match else None for match in found)
+        return tuple(name if crop is None else crop for name, crop in zip(named, self._within, strict=True))
+
+    @property
+    def _within(self) -> tuple[int | None, ...]:
+        return self.within or (None,) * len(self)
+
+    def read(self, index: int, width: int | None) -> NDArray[np.floating]:
+        """The features [n,d] of a row, as :func:`vadclip.features.read_features`."""
+        return read_features(self.paths[index], width, self._within[index])
+
+    def count(self, index: int, width: int | None) -> int:
+        """The snippets n of a row, as :func:`vadclip.features.count_snippets`."""
+        return count_snippets(self.paths[index], width, self._within[index])
 
     def subset(self, rows: Sequence[int] | NDArray[np.integer]) -> FeatureList:
         """The list of these rows, in this order."""
@@ -73,13 +89,14 @@ class FeatureList:
             tuple(self.paths[i] for i in index),
             tuple(self.labels[i] for i in index),
             self.targets[index],
+            tuple(self.within[i] for i in index) if self.within else (),
         )
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the paths and labels: equal lists, equal fingerprints."""
+        """Hex SHA-256 of the paths, crops and labels: equal lists, equal fingerprints."""
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path}\0{label}\n".encode())
+        for path, crop, label in zip(self.paths, self._within, self.labels, strict=True):
+            digest.update(f"{path}\0{'' if crop is None else f'crop {crop} of '}{label}\n".encode())
         return digest.hexdigest()
 
 
@@ -150,7 +167,7 @@ def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tu
 
 
 def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> tuple[FeatureList, int]:
-    """The files of a list that exist, and how many do not.
+    """The files of a list that exist, and how many do not. A file of ten crops becomes a row for each of them.
 
     Args:
         listed: the list.
@@ -163,7 +180,7 @@ def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> t
     there = [index for index, path in enumerate(listed.paths) if path.is_file()]
     missing = len(listed) - len(there)
     if not missing:
-        return listed, 0
+        return _with_crops(listed), 0
     first = next(path for path in listed.paths if not path.is_file())
     what = f"{listed.source}: {missing} of {len(listed)} feature files are missing, the first is {first}"
     if not there:
@@ -171,7 +188,20 @@ def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> t
     if not allow_missing:
         way = "take them off the list" if allow_missing is None else "allow missing files to go on without them"
         raise UserError(f"{what}: name the folder they moved to with --root, or {way}")
-    return listed.subset(there), missing
+    return _with_crops(listed.subset(there)), missing
+
+
+def _with_crops(listed: FeatureList) -> FeatureList:
+    """A row for each crop of the files that hold ten; those whose names end in a crop's number hold one."""
+    if listed.within:
+        return listed
+    several = [crop is None and holds_ten_crops(path) for path, crop in zip(listed.paths, listed.crops, strict=True)]
+    if not any(several):
+        return listed
+    rows: list[tuple[int, int | None]] = []
+    for index, ten in enumerate(several):
+        rows += [(index, crop) for crop in range(CROPS)] if ten else [(index, None)]
+    return replace(listed.subset([index for index, _ in rows]), within=tuple(crop for _, crop in rows))
 
 
 def check_apart(training: FeatureList, test: FeatureList) -> None:

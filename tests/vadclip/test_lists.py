@@ -131,7 +131,10 @@ def test_no_file_at_all_is_never_allowed(tmp_path: Path) -> None:
         ("path,label\na.npy,\n", "line 2: the column 'label' is empty"),
         ("path,class\na.npy,Normal\n", "has no column 'label', its header is path,class: name the columns path,label"),
         ("path,label,label\na.npy,Normal,Abuse\n", "has two columns 'label'"),
-        ("path,label\na.npy,Normal\nv/b.MP4,Abuse\n", r"lists videos \(such as v/b.MP4\) where feature files are wanted: run"),
+        (
+            "path,label\na.npy,Normal\nv/b.MP4,Abuse\n",
+            r"lists videos \(such as v/b.MP4\) where feature files are wanted: run",
+        ),
         ("path,label\na.npy,Normal\nb.npy,Juggling\n", "line 3: the label 'Juggling' is unknown to 'ucf': use one of"),
         ("path,label\na.npy,0-0\n", "line 2: the label '0-0' is unknown"),
         ("path,label\na.npy,Normal-Abuse\n", "line 2: the label 'Normal-Abuse' is normal and abnormal at once"),
