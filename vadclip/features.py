@@ -34,10 +34,7 @@ def read_features(path: Path, width: int | None, crop: int | None = None) -> NDA
     Raises:
         UserError: the file is missing, damaged, empty, of another shape, or holds NaN or infinite numbers.
     """
-    if crop is None:
-        features = load_npy(path, _FLOATS, _ADVICE)
-    else:  # mapped, so that the other crops are not read
-        features = load_npy(path, _FLOATS, _ADVICE, mapped=True)
+    features = load_npy(path, _FLOATS, _ADVICE, mapped=crop is not None)  # mapped: the other crops are not read
     _check_shape(path, features.shape, width, crop)
     if crop is not None:
         features = features[:, crop]
@@ -64,7 +61,7 @@ def count_snippets(path: Path, width: int | None, crop: int | None = None) -> in
 
 
 def holds_ten_crops(path: Path) -> bool:
-    """Whether a feature file is [n,10,d], by its header. A file that cannot be read is left to :func:`read_features`."""
+    """Whether a feature file is [n,10,d], by its header; false where it cannot be read."""
     try:
         shape = load_npy(path, _FLOATS, _ADVICE, mapped=True).shape
     except UserError:
@@ -81,7 +78,7 @@ def _check_shape(path: Path, shape: tuple[int, ...], width: int | None, crop: in
         )
     if wanted == 2 and len(shape) == 3 and shape[1] == CROPS:
         raise UserError(
-            f"{path} holds {CROPS} crops of each snippet, but its name ends in the number of one crop: rename it without"
+            f"{path} holds {CROPS} crops of each snippet, but its name ends in a single crop's number: rename it"
         )
     if len(shape) != wanted or (crop is not None and shape[1] != CROPS) or width not in (None, shape[-1]):
         asked = f"[n, {width or 'd'}]" if crop is None else f"[n, {CROPS}, {width or 'd'}]"

@@ -103,7 +103,8 @@ class FeatureList:
 def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) -> FeatureList:
     """Read a training or test list.
 
-    Paths that were written on another machine are found as :func:`vadclip.moved.places` says. Whether the files exist is not an error here: see :func:`without_missing`.
+    Paths that were written on another machine are found as :func:`vadclip.moved.places` says. Whether the files
+    exist is not an error here: see :func:`without_missing`.
 
     Args:
         path: the CSV, UTF-8, header ``path,label``.

@@ -66,8 +66,8 @@ def snippet_scorer(listed: FeatureList, truth: Sequence[NDArray[np.bool_]], conf
             FRAMES_PER_SNIPPET * len(features),
         ):
             raise UserError(
-                f"{listed.paths[index]} has {len(features)} snippets, but its ground truth has {len(marks)}: use features of the"
-                " whole test video"
+                f"{listed.paths[index]} has {len(features)} snippets, but its ground truth has {len(marks)}: use"
+                " features of the whole test video"
             )
     figure = _figure(np.concatenate([np.asarray(marks, dtype=bool) for marks in truth]), config.anomaly)
 

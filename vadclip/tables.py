@@ -99,7 +99,8 @@ def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> 
         raise UserError(f"{path} does not begin with the header {','.join(columns)}: add it, so that columns are known")
     if missing:
         raise UserError(
-            f"{path} has no column {missing[0]!r}, its header is {','.join(header)}: name the columns {','.join(columns)}"
+            f"{path} has no column {missing[0]!r}, its header is {','.join(header)}: name the columns"
+            f" {','.join(columns)}"
         )
     for column in columns:
         if header.count(column) > 1:

@@ -37,7 +37,7 @@ def test_columns_first_is_read_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "crop", "says"),
     [
-        ((7, 10, 8), None, "holds 10 crops of each snippet, but its name ends in the number of one crop"),
+        ((7, 10, 8), None, "holds 10 crops of each snippet, but its name ends in a single crop's number"),
         ((10, 7, 8), None, r"shape \[10, 7, 8\], crops first: write them as \[n, 10, d\]"),
         ((10, 7, 8), 0, "crops first"),
         ((7, 5, 8), 0, r"shape \[7, 5, 8\], but the model takes \[n, 10, 8\]"),
@@ -83,14 +83,14 @@ def test_files_that_are_no_arrays(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "v.npy"
     path.write_bytes(content)
     for read in (read_features, count_snippets):
-        with pytest.raises(UserError, match="v.npy"):
+        with pytest.raises(UserError, match=r"v\.npy"):
             read(path, None)
-    with pytest.raises(UserError, match="gone.npy"):
+    with pytest.raises(UserError, match=r"gone\.npy"):
         read_features(tmp_path / "gone.npy", None)
 
 
 def test_whole_numbers_and_pickles_are_no_features(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of type int64, not of floats"):
         read_features(saved(tmp_path / "v.npy", np.ones((3, 8), np.int64)), 8)
-    with pytest.raises(UserError, match="v.npy"):
+    with pytest.raises(UserError, match=r"v\.npy"):
         read_features(saved(tmp_path / "v.npy", np.array([{"a": 1}], object)), 8)

@@ -133,7 +133,7 @@ def test_no_file_at_all_is_never_allowed(tmp_path: Path) -> None:
         ("path,label,label\na.npy,Normal,Abuse\n", "has two columns 'label'"),
         (
             "path,label\na.npy,Normal\nv/b.MP4,Abuse\n",
-            r"lists videos \(such as v/b.MP4\) where feature files are wanted: run",
+            r"lists videos \(such as v/b.MP4\) where feature files are wanted",
         ),
         ("path,label\na.npy,Normal\nb.npy,Juggling\n", "line 3: the label 'Juggling' is unknown to 'ucf': use one of"),
         ("path,label\na.npy,0-0\n", "line 2: the label '0-0' is unknown"),
