@@ -17,7 +17,8 @@ from vadrun.errors import UserError
 
 if TYPE_CHECKING:
     from vadclip.config import Design
-    from vadclip.evaluate import Evaluation, TestSet
+    from vadclip.evaluation import Evaluation
+    from vadclip.testset import TestSet
     from vadclip.train import Result
 
 
@@ -236,6 +237,7 @@ class _Training:
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
         from vadclip.sidecar import check_test_features, common_settings
+        from vadclip.testset import read_test_set
 
         arguments = self.arguments
         if arguments.annotations is None:
@@ -248,7 +250,7 @@ class _Training:
         listed = one_crop(listed, self.preset.centre_crop)
         if (remark := crop_remark(listed, self.preset.centre_crop)) is not None:
             print(f"vadclip: {remark}", file=sys.stderr)
-        test = evaluate.read_test_set(listed, self.preset, width, annotations, events)
+        test = read_test_set(listed, self.preset, width, annotations, events)
         check_test_features(test.settings, common_settings(self.listed.paths), "the training list")
         for index in range(len(listed)):
             listed.read(index, width)  # NaN too is found now

@@ -60,7 +60,7 @@ class FeatureList:
     @property
     def videos(self) -> tuple[str, ...]:
         """The video that each file is of: its path without the crop number and the ending."""
-        return tuple(_CROP.sub("", str(path.with_suffix(""))) for path in self.paths)
+        return tuple(_CROP.sub("", str(_without_ending(path))) for path in self.paths)
 
     @property
     def crops(self) -> tuple[int | None, ...]:
@@ -100,7 +100,12 @@ class FeatureList:
         return digest.hexdigest()
 
 
-def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) -> FeatureList:
+def _without_ending(path: Path) -> Path:
+    # Names of videos have points in them, so only endings that are known come off.
+    return path.with_suffix("") if path.suffix.lower() in EXTENSIONS | {".npy"} else path
+
+
+def load_list(path: str | Path, preset: Preset, root: str | Path | None = None, *, videos: bool = False) -> FeatureList:
     """Read a training or test list.
 
     Paths that were written on another machine are found as :func:`vadclip.moved.places` says. Whether the files
@@ -110,6 +115,7 @@ def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) 
         path: the CSV, UTF-8, header ``path,label``.
         preset: whose annotation names (or prompt labels) the labels are, several joined by ``-``.
         root: folder that the files have moved to.
+        videos: whether it may list videos, because nobody reads the files.
 
     Raises:
         UserError: the file cannot be read, has another form, holds no row, names videos, or a label is unknown.
@@ -118,7 +124,8 @@ def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) 
     rows = _read_rows(path)
     if not rows:
         raise UserError(f"{path} lists no feature file: add rows of path,label below the header")
-    if video := next((text for _, text, _ in rows if Path(text).suffix.lower() in EXTENSIONS), None):
+    video = next((text for _, text, _ in rows if Path(text).suffix.lower() in EXTENSIONS), None)
+    if video is not None and not videos:
         raise UserError(
             f"{path} lists videos (such as {video}) where feature files are wanted: run vadclip extract on it, and name"
             " the list that it writes beside the features"
