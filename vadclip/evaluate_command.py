@@ -18,6 +18,9 @@ from vadrun.console import version
 from vadrun.errors import UserError
 from vadrun.files import check_place
 
+# What the folder of an evaluation may hold beside its figures: the same as text, and pictures.
+_OTHERS = ("evaluation.txt", "index.html", "curves.png", "confusion.png", "features.png", "videos")
+
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """Give a parser the arguments of ``vadclip evaluate``."""
@@ -69,7 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: an input cannot be used.
     """
     if arguments.out is not None:
-        check_place(arguments.out, replace=arguments.force, marks=["evaluation.json"], kind="an evaluation")
+        check_place(
+            arguments.out, replace=arguments.force, marks=["evaluation.json"], others=_OTHERS, kind="an evaluation"
+        )
     if arguments.pictures:
         if arguments.out is None:
             raise UserError("there is no place for pictures: give a folder to --out")

@@ -273,12 +273,14 @@ def _ranges(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from vadcalibrate.report import write_report
+    from vadcalibrate.report import OTHERS, write_report
     from vadrun.calibration import Calibration
     from vadrun.files import check_place, whole_directory
 
     calibration = Calibration.read(arguments.calibration)
-    check_place(arguments.out, replace=arguments.force, marks=["alarms.png", "gate.png"], kind="a report")
+    check_place(
+        arguments.out, replace=arguments.force, marks=["alarms.png", "gate.png"], others=OTHERS, kind="a report"
+    )
     with whole_directory(arguments.out, replace=True) as folder:
         write_report(calibration, folder)
     print(f"report in {arguments.out}: open its index.html")

@@ -15,6 +15,7 @@ from vadrun.calibration import Calibration
 from vadrun.errors import UserError
 
 INDEX = "index.html"
+OTHERS = (INDEX, "scores.png", "events.png", "reliability.png")  # beside alarms.png or gate.png
 _DPI = 100
 _STYLE = (
     "body{font-family:sans-serif;margin:2em auto;max-width:72em;padding:0 1em}"
