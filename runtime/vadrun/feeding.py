@@ -23,6 +23,7 @@ from vadrun.decoders import SOFTWARE, DecoderFailed, wanted
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.gate import Verdict
+from vadrun.interrupts import join
 from vadrun.sources import VideoInfo
 from vadrun.video import Snippet, Video
 
@@ -254,9 +255,9 @@ class ReadAhead:
             thread.start()
 
     def stop(self) -> None:
+        """Read no more. A thread that hangs in a read is left behind, see :mod:`vadrun.interrupts`."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        join([thread for thread in self._threads if thread.ident is not None])
 
     def leave(self, video: int) -> None:
         """Read no more of this video; what has been read of it still comes."""
@@ -292,7 +293,7 @@ class ReadAhead:
                     self._read(video, source, SOFTWARE, failed=error)
             except BaseException as error:
                 self._put(video, Failed(error))
-                if not isinstance(error, UserError):
+                if not isinstance(error, Exception):
                     break
         with self._taking:
             self._reading -= 1

@@ -21,10 +21,11 @@ from vadrun.audit import GateAudit
 from vadrun.calibration import CalibratedDetector, Calibration
 from vadrun.decoders import SOFTWARE
 from vadrun.engine import Engine
-from vadrun.errors import UserError
+from vadrun.errors import InternalError, NoMemory, UserError, lacks_memory, no_memory
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.feeding import Closed, Encoded, Encoder, Failed, Opened, ReadAhead
 from vadrun.gate import GateRule
+from vadrun.places import identity
 from vadrun.scoring import Scores
 from vadrun.sources import VideoInfo
 from vadrun.video import Snippet, Video
@@ -73,6 +74,7 @@ class VideoResult:
         backend = engine.backend
         return {
             "source": str(self.source),
+            "path": identity(self.source),
             "video": self.info.to_json(),
             "snippets": self.snippets,
             "seconds": round(self.seconds, 3),
@@ -195,11 +197,9 @@ def run_videos(
                 open_[number] = Scorer(engine, rule, sink, result, gate), time.perf_counter()
                 continue
             if isinstance(step, Failed):
-                if not isinstance(step.error, UserError):
-                    raise step.error
                 open_.pop(number, None)
                 if number not in reader.left:
-                    yield number, step.error
+                    yield number, _as_outcome(paths[number], step.error)
                 continue
             if number not in open_:
                 continue  # nobody wants it any more
@@ -225,6 +225,21 @@ def run_videos(
                 yield number, result
     finally:
         reader.stop()
+
+
+def _as_outcome(path: Path, error: BaseException) -> UserError:
+    """What is wrong with a video, or with us: one that cannot be read must not cost the others."""
+    if isinstance(error, UserError) and not isinstance(error, NoMemory):
+        return error
+    outcome: UserError
+    if lacks_memory(error):
+        outcome = no_memory(f"read {path}")
+    elif isinstance(error, Exception):
+        outcome = InternalError(f"{path} cannot be read for an internal error, {type(error).__name__}: {error}")
+    else:
+        raise error
+    outcome.__cause__ = error
+    return outcome
 
 
 class _Once:

@@ -18,6 +18,7 @@ from vadrun.ahead import Ahead
 from vadrun.backlog import CODECS, Backlog, Picture
 from vadrun.bitstream import KNOWS_EXTRADATA, Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
+from vadrun.errors import of_the_machine
 from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
 from vadrun.skipping import AHEAD, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
@@ -232,7 +233,8 @@ class Reader:
                 # Transport streams and FLV may show a stream that was not there when the file was opened. PyAV has no
                 # entry for it and trips over its first packet, which is none of ours; called again, it passes over it.
                 continue
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                of_the_machine(error)
                 # The container's own structure is broken here; reading may well go on behind it.
                 self._fault("broken")
                 errors += 1
@@ -248,7 +250,8 @@ class Reader:
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
         try:
             frames = self.decoder.decode(packet)
-        except av.FFmpegError:
+        except av.FFmpegError as error:
+            of_the_machine(error)
             self._fault("undecoded")
             return
         for frame in frames:

@@ -17,7 +17,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vadrun.decoders import SOFTWARE
-from vadrun.errors import UserError
+from vadrun.errors import UserError, of_the_machine
 from vadrun.preprocessing import colour_of, quarter_turns
 from vadrun.wholeness import what_is_missing
 
@@ -125,7 +125,8 @@ def open_container(path: Path) -> InputContainer:
         # "file:" because a colon in a name would be taken for a protocol. A playlist in disguise may not reach out
         # to the network, and tags in another encoding than UTF-8 are no reason to refuse a video.
         return av.open(f"file:{path}", "r", container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        of_the_machine(error)
         why = what_is_missing(path) or "its content is of no kind that FFmpeg knows"
         raise UserError(f"{path} cannot be opened as a video ({why}): check the file, or copy it again") from None
 
