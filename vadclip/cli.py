@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vadclip import evaluate, evaluate_command
-from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
+from vadrun.console import BAD_INPUT, CODES, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="vadclip",
         description="Make features for VadCLIP, train it on them, and evaluate it.",
-        epilog="exit codes: 0 done; 1 done, but a video was damaged or could not be read; 2 an input cannot be used.",
+        epilog=CODES,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -130,7 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
     commands = {"extract": _extract, "train": _train, "ablate": _ablate, "evaluate": evaluate_command.run}
-    return run_command("vadclip", lambda: commands[arguments.command](arguments))
+    keeps = arguments.command != "evaluate" or arguments.out is not None
+    return run_command("vadclip", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
 def _extract(arguments: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ from vadclip.scorers import Scorer
 from vadclip.sidecar import FeatureSettings, check_test_features, common_settings
 from vadrun.console import table
 from vadrun.errors import UserError
-from vadrun.files import whole_directory, write_json
+from vadrun.files import printable, whole_directory, write_json
 
 if TYPE_CHECKING:
     pass
@@ -337,7 +337,7 @@ def write_evaluation(
     """
     with whole_directory(folder, replace=force) as temporary:
         write_json(temporary / "evaluation.json", {"origin": dict(origin), **evaluation.to_json()})
-        (temporary / "evaluation.txt").write_text(evaluation.table() + "\n", encoding="utf-8")
+        (temporary / "evaluation.txt").write_text(printable(evaluation.table()) + "\n", encoding="utf-8")
         if pictures is not None:
             pictures(temporary)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from vadclip.lists import crop_remark, load_classes, load_list, one_crop, withou
 from vadclip.scorers import ModelScorer, open_scorer
 from vadrun.console import version
 from vadrun.errors import UserError
-from vadrun.files import check_place
+from vadrun.files import check_place, json_text
 
 # What the folder of an evaluation may hold beside its figures: the same as text, and pictures.
 _OTHERS = ("evaluation.txt", "index.html", "curves.png", "confusion.png", "features.png", "videos")
@@ -127,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
             draw = partial(write_pictures, evaluation, adapt=adapt)
         write_evaluation(evaluation, arguments.out, origin, force=arguments.force, pictures=draw)
     if arguments.json:
-        print(json.dumps({"origin": origin, **evaluation.to_json()}, indent=2, ensure_ascii=False))
+        print(json_text({"origin": origin, **evaluation.to_json()}))
         return 0
     print(evaluation.table())
     if arguments.out is not None:

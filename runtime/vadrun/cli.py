@@ -180,7 +180,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if calibration is not None:
             calibration.check(engine.bundle)
             _tell(arguments, calibration, gate, engine)
-        targets = _places(sources, arguments.source, arguments.out)  # makes --out, so only once the engine is known to work
+        # Makes --out, so only once the engine is known to work.
+        targets = _places(sources, arguments.source, arguments.out)
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
         return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate, calibration)
 

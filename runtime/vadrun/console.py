@@ -26,8 +26,8 @@ CRASHED = 70  # a fault of the program itself; EX_SOFTWARE of sysexits.h
 TRACEBACK = "VADCLIP_TRACEBACK"  # an environment variable: print where a crash was
 
 CODES = f"""\
-exit codes: 0 done; 1 done, but an input was damaged or a check failed; 2 an input cannot be used, or there is no room or
-memory; {CRASHED} a fault of the program ({TRACEBACK}=1 prints where); 129, 130, 143 ended by a signal.
+exit codes: 0 done; 1 done, but an input was damaged or a check failed; 2 an input cannot be used, or room or memory
+lacks; {CRASHED} a fault of the program ({TRACEBACK}=1 prints where); 129, 130, 143 ended by a signal.
 """
 
 
@@ -42,8 +42,7 @@ def run_command(program: str, main: Callable[[], int], *, keeps: bool = False) -
         main: the body.
         keeps: it leaves files behind, so it goes on when the reader of its output goes away. Otherwise that ends it.
     """
-    interrupts.install()
-    with _output(keeps) as out:
+    with _output(keeps) as out, interrupts.answered():
         try:
             code = main()
             sys.stdout.flush()
@@ -148,7 +147,8 @@ class _Output:
             if error.errno != errno.EPIPE:
                 self.failure = self.failure or error
             if not self._keeps:
-                raise (ReaderGone if error.errno == errno.EPIPE else OSError)(error.errno, error.strerror) from error
+                kind = ReaderGone if error.errno == errno.EPIPE else OSError
+                raise kind(error.errno, error.strerror, "standard output") from error
 
     def _divert(self) -> None:
         """Have this and what is still in the buffer go nowhere; at its end Python would try again."""

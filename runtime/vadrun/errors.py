@@ -65,5 +65,5 @@ def of_the_machine(error: Exception) -> None:
 def no_memory(what: str) -> NoMemory:
     """The sentence for ``what`` could not be done."""
     return NoMemory(
-        f"there is not enough memory to {what}: close other programs, or raise the limit (ulimit -v, or the container's)"
+        f"there is not enough memory to {what}: close other programs, or raise the limit of this one (ulimit -v)"
     )

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from vadrun.backends import cores
 from vadrun.decoders import SOFTWARE, DecoderFailed, wanted
 from vadrun.engine import Engine
-from vadrun.errors import UserError
 from vadrun.gate import Verdict
 from vadrun.interrupts import join
 from vadrun.sources import VideoInfo

@@ -6,9 +6,9 @@ import csv
 import hashlib
 import io
 import json
-import os
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,6 +36,7 @@ def sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
 
 # What file managers leave in folders that they have shown.
 _LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", ".directory"})
@@ -81,13 +82,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """``value`` as JSON; a byte of a file name that is not UTF-8 is written as ``\\xe9``, as :func:`printable` has it.
+    """``value`` as JSON.
 
-    Raises:
-        ValueError: a number in it is not finite, which JSON cannot say.
+    A byte of a file name that is not UTF-8 is written as ``\\xe9``, as :func:`printable` has it. A number that is not
+    finite, which JSON cannot say, is null.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return _UNPRINTABLE.sub(lambda found: "\\" + _escaped(found), text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def printable(text: str) -> str:
@@ -112,9 +124,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     write_text(path, text.getvalue())
 
 
-def check_place(
-    folder: Path, *, replace: bool, marks: Sequence[str], others: Sequence[str], kind: str
-) -> None:
+def check_place(folder: Path, *, replace: bool, marks: Sequence[str], others: Sequence[str], kind: str) -> None:
     """Refuse a place for a folder of results that is taken, before any work is done for it.
 
     Args:
@@ -140,7 +150,8 @@ def check_place(
     for name in held:
         if name not in _LITTER and not any(fnmatchcase(name, part) for part in (*marks, *others)):
             raise UserError(
-                f"{folder} holds {name}, which is no part of {kind} and would be lost: move it away, or give another --out"
+                f"{folder} holds {name}, which is no part of {kind} and would be lost: move it away, or give another "
+                "--out"
             )
 
 

@@ -1,25 +1,33 @@
 """Signals that end a command: they unwind it once, and not in the middle of a replacement.
 
-SIGTERM, SIGHUP and Ctrl-C raise an exception in the main thread, so that nothing half-written is left. Threads that wait
-for a read which may never return (a pipe, a share that has gone) are left behind after :data:`PATIENCE` seconds.
+SIGTERM, SIGHUP and Ctrl-C raise an exception in the main thread, so that nothing half-written is left. Other threads
+that wait for a read which may never return (a pipe, a share that has gone) are left behind after :data:`PATIENCE`
+seconds. Where the main thread itself is inside a library and does not come back, a thread of ours removes what is
+temporary and ends the process.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 PATIENCE = 1.5  # seconds that threads are waited for
 _GRACE = 5.0  # seconds from the first signal in which further ones do not count
 
-_NAMES = ("SIGTERM", "SIGHUP", "SIGINT")
+_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+
+# Temporary files and folders that this process is at work on.
+leftovers: set[Path] = set()
 
 
 class _State:
@@ -27,24 +35,35 @@ class _State:
     waiting: int | None = None  # the signal that came meanwhile
     first: float | None = None  # when the first one came
     code: int | None = None  # the exit code of a process that leaves threads behind
+    woken: tuple[int, int] | None = None  # a pipe on which signals are told to a thread of ours
 
 
-def install() -> None:
-    """Have signals end the command, but for those that whoever started it had ignored (``nohup``)."""
+@contextmanager
+def answered() -> Iterator[None]:
+    """Have signals end this block, but for those that whoever started the command had ignored (``nohup``)."""
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
     _State.waiting = _State.first = None
-    for name in _NAMES:
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+    before: dict[int, Any] = {}
+    for number in _NUMBERS:
+        before[number] = signal.getsignal(number)
+        if before[number] is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    told = _told()
+    try:
+        yield
+    finally:
+        told()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _State.first is not None:
         if now - _State.first > _GRACE:
-            os._exit(128 + number)  # unwinding hangs, and somebody insists
+            _leave_now(128 + number)  # unwinding hangs, and somebody insists
         return  # it is being ended already
     _State.first = now
     if _State.depth:
@@ -76,6 +95,54 @@ def uninterrupted() -> Iterator[None]:
             _end(number)
 
 
+def _told() -> Callable[[], None]:
+    """Tell a thread of each signal, at once, whatever the main thread does; returns what ends that."""
+    if sys.platform == "win32":
+        return lambda: None
+    if _State.woken is None:
+        _State.woken = os.pipe()
+        for end in _State.woken:
+            os.set_blocking(end, end == _State.woken[0])
+        # A process that is forked of this one has no such thread, and its signals are not ours.
+        os.register_at_fork(after_in_child=lambda: _untold(-1))
+        threading.Thread(target=_watch, args=(_State.woken[0],), name="signals", daemon=True).start()
+    before = signal.set_wakeup_fd(_State.woken[1], warn_on_full_buffer=False)
+    return lambda: _untold(before)
+
+
+def _untold(before: int) -> None:
+    with suppress(ValueError, OSError):
+        signal.set_wakeup_fd(before)
+
+
+def _watch(end: int) -> None:
+    """End the process if the main thread does not answer a signal, because a library does not come back."""
+    while True:
+        ours = [number for number in os.read(end, 64) if number in _NUMBERS]
+        if ours and signal.getsignal(ours[0]) is _handle:
+            until = time.monotonic() + PATIENCE
+            while _State.first is None and time.monotonic() < until:
+                time.sleep(0.02)
+            if _State.first is None:
+                _leave_now(128 + ours[0])
+
+
+def _leave_now(code: int) -> None:
+    for path in list(leftovers):
+        with suppress(OSError):
+            path.unlink()
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+
+
 def join(threads: Sequence[threading.Thread], patience: float = PATIENCE) -> bool:
     """Wait for threads that have been told to stop, but not for ever; False if some are left behind.
 
@@ -93,9 +160,7 @@ def join(threads: Sequence[threading.Thread], patience: float = PATIENCE) -> boo
 def _leave(threads: Sequence[threading.Thread]) -> None:
     """At the end of the process: go without those that still hang, which would crash within a dying interpreter."""
     if _State.code is not None and any(thread.is_alive() for thread in threads):
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
+        _flush()
         os._exit(_State.code)
 
 

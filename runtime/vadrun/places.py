@@ -1,13 +1,14 @@
 """Where the results of a video go below ``--out``: a folder that belongs to this video alone.
 
-The folder is named after the file, without its ending: ``door.mp4`` has its results in ``out/door``. Of a video that was
-found in a folder the path below that folder is kept: ``recordings/2024/door.mp4`` goes to ``out/2024/door`` where
-``recordings`` was named. Where a video of the same name but another ending lies beside it, the ending stays:
-``out/door.mp4`` and ``out/door.mkv``. All this goes by the file alone, not by what else is in the run.
+The folder is named after the file, without its ending: ``door.mp4`` has its results in ``out/door``. If the video was
+found in a folder, its path below that folder is kept: ``vadrun recordings`` puts the results of
+``recordings/2024/door.mp4`` into ``out/2024/door``. If another video with the same name but another ending lies beside
+it, the ending stays: ``out/door.mp4`` and ``out/door.mkv``. This depends on the file alone, not on the rest of the run.
 
-A place that is taken, by another video's results or by anything else, is never written to. The video then goes to a name
-with eight digits of its path's hash, ``out/door-1f3b6c2a``, which is the same in every run. A video keeps the folder that it
-has. Where several of one run want the same place, the first by its path has it, in whichever order they were named.
+A place that is taken is never written to, whether by another video's results or by anything else. The results then go
+to a name with eight digits of the hash of the video's path, ``out/door-1f3b6c2a``, which is the same in every run. A
+video keeps the folder that it has. If several videos of one run want the same free place, the first by its path gets
+it, whatever the order in which they were named.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def _settled(wanted: Sequence[Place]) -> list[Place]:
 def folder_name(source: Path, *, alone: bool = True) -> str:
     """The name of a video's folder: that of the file, without its ending if the video is ``alone`` with that name.
 
-    A name that would be none of a folder (``..mp4``, ``con.mp4``, ``result.json.mp4``, one that begins with a dot or ends
-    with a dot or a space) is changed, and has digits of its hash behind it.
+    A name that cannot be a folder's is changed and gets digits of its hash: ``..mp4``, ``con.mp4``,
+    ``result.json.mp4``, or one that begins with a dot or ends with a dot or a space.
     """
     name = source.stem if alone else source.name
     kept = name.strip(". ")

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vadrun.interrupts import leftovers, uninterrupted
+
 if sys.platform != "win32":
     import fcntl
 
@@ -78,6 +80,7 @@ def _made(target: Path, ending: str, make: Callable[[Path], object]) -> Iterator
     while True:
         path = target.with_name(f"{_stem(target.name)}{secrets.token_hex(4)}{ending}")
         descriptor = -1
+        leftovers.add(path)
         try:
             make(path)
             if sys.platform != "win32":
@@ -88,9 +91,13 @@ def _made(target: Path, ending: str, make: Callable[[Path], object]) -> Iterator
             yield path
             return
         finally:
-            _remove(path)
-            if descriptor >= 0:
-                os.close(descriptor)
+            try:
+                with uninterrupted():
+                    _remove(path)
+                    leftovers.discard(path)
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
 
 
 @contextmanager
@@ -125,15 +132,15 @@ def locked(folder: Path) -> Iterator[None]:
 def replace_directory(new: Path, target: Path) -> None:
     """Put the temporary folder ``new`` where the folder ``target`` is, and remove that."""
     old = new.with_name(new.name + _OLD)
-    try:
+    with uninterrupted():
         target.rename(old)
-        new.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
+        try:
+            new.rename(target)
+        except BaseException:
             old.rename(target)
-        raise
-    sync(target.parent)
-    shutil.rmtree(old)
+            raise
+        sync(target.parent)
+        shutil.rmtree(old)
 
 
 def remove_stale(target: Path) -> None:
