@@ -136,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
 def _extract(arguments: argparse.Namespace) -> int:
     from vadclip.extract import ExtractOptions, check_list, extract, open_encoder, write_list
     from vadclip.lists import read_video_list
+    from vadrun.inputs import named_videos
     from vadrun.sampling import Sampling
-    from vadrun.sources import named_videos
 
     lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
     if len({path.name for path in lists}) < len(lists):

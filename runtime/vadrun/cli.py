@@ -162,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from vadrun import decoders
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
-    from vadrun.sources import named_videos
+    from vadrun.inputs import named_videos
 
     decoders.wanted(arguments.decoder)  # a wrong name is refused before anything is loaded
     calibration = None if arguments.calibration is None else Calibration.read(arguments.calibration)

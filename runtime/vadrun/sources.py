@@ -1,12 +1,10 @@
-"""Video files: finding them, opening them, and what is known of them.
+"""Video files: opening them, and what is known of them.
 
 FFmpeg's own log stays silent, as PyAV leaves it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,9 @@ from av.video.stream import VideoStream
 
 from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError
+from vadrun.inputs import check_regular, why_unreadable
 from vadrun.preprocessing import colour_of, quarter_turns
 from vadrun.wholeness import what_is_missing
-
-# fmt: off
-EXTENSIONS = frozenset({
-    ".264", ".265", ".3gp", ".asf", ".avi", ".dav", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg",
-    ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-})
-# fmt: on
 
 _NOMINAL_RATE = 25.0  # frames per second, where a stream says nothing
 
@@ -69,56 +61,14 @@ class VideoInfo:
         return asdict(self)
 
 
-def find_videos(folder: str | Path) -> list[Path]:
-    """Video files in a folder and all folders below it, by their extensions, sorted; hidden ones are left out.
-
-    Raises:
-        UserError: it is no folder.
-    """
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder} is not a folder: check the name")
-    found: list[Path] = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(where, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-        ]
-    return sorted(found)
-
-
-def named_videos(paths: Sequence[Path]) -> list[Path]:
-    """What a command line names: files as they are, folders as the videos in them; nothing twice.
-
-    Raises:
-        UserError: a path that does not exist, or a folder without videos.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            videos = find_videos(path)
-            if not videos:
-                raise UserError(f"{path} holds no video files: name a folder that does, or the files themselves")
-            found += videos
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"{path} does not exist: check the name")
-    return list(dict.fromkeys(found))
-
-
 def open_container(path: Path) -> InputContainer:
     """Open a file, or say in one sentence why not."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a video file")
+    check_regular(path)
     try:
         with path.open("rb") as stream:
             empty = not stream.read(1)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: check the name") from None
-    except PermissionError:
-        raise UserError(f"{path} may not be read: change its permissions, or run as a user who may") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the disk or the connection") from None
+        raise why_unreadable(path, error) from None
     if empty:
         raise UserError(f"{path} is empty: copy or record it again")
     try:

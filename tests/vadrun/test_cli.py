@@ -220,6 +220,20 @@ def test_a_damaged_video_is_code_one(engine: str, tmp_path: Path, capsys: Printe
     assert len((folder / "scores.csv").read_text().splitlines()) == 1 + result["snippets"] > 1
 
 
+def test_a_pipe_in_a_folder_costs_that_entry_alone(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes(clip.read_bytes())
+    assert run(engine, tmp_path, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "a.mp4 is a pipe, not a regular file" in printed.err and "1 of 2 videos could not be read" in printed.err
+    assert (tmp_path / "out" / "b" / "result.json").is_file()
+
+
+def test_an_address_is_refused_without_its_password(engine: str, capsys: Printed) -> None:
+    said = refused(capsys, run(engine, "rtsp://admin:secret@127.0.0.1:9/1"))
+    assert "rtsp://...@127.0.0.1:9/... is an address" in said and "secret" not in said
+
+
 def test_one_bad_file_does_not_cost_the_others(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_text("I am text")
