@@ -18,6 +18,7 @@ from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError
 from vadrun.inputs import check_regular, why_unreadable
 from vadrun.preprocessing import colour_of, quarter_turns
+from vadrun.unscored import other_recordings, other_streams, stream_name
 from vadrun.wholeness import what_is_missing
 
 _NOMINAL_RATE = 25.0  # frames per second, where a stream says nothing
@@ -38,6 +39,9 @@ class VideoInfo:
         matrix: colour matrix that is used, ``bt601``, ``bt709``, ...
         full_range: whether levels are taken for full range (0 to 255) or limited (16 to 235).
         start: the first frame's timestamp in seconds; all other times are counted from it.
+        stream: FFmpeg's number of the video stream that is read.
+        remarks: what the user should know of what the file holds and of how it is shown, each a sentence without
+            the file's name ("holds 2 video streams, ...").
         decoder: ``software``, ``cuda`` or ``gstreamer``.
         decoder_why: why software decodes where something else was asked for, or None.
     """
@@ -53,12 +57,14 @@ class VideoInfo:
     matrix: str
     full_range: bool
     start: float
+    stream: int = 0
+    remarks: tuple[str, ...] = ()
     decoder: str = SOFTWARE
     decoder_why: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, one for each attribute."""
-        return asdict(self)
+        return {**asdict(self), "remarks": list(self.remarks)}
 
 
 def open_container(path: Path) -> InputContainer:
@@ -80,21 +86,38 @@ def open_container(path: Path) -> InputContainer:
         raise UserError(f"{path} cannot be opened as a video ({why}): check the file, or copy it again") from None
 
 
-def pick_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The main video stream; cover pictures do not count."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+def pick_stream(container: InputContainer, path: Path, number: int | None = None) -> VideoStream:
+    """The video stream with FFmpeg's ``number``, or the main one; cover pictures do not count.
+
+    Raises:
+        UserError: there is no such stream, no video stream at all, or FFmpeg cannot decode it.
+    """
+    streams = _video_streams(container)
     if not streams:
         holds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise UserError(f"{path} has no video stream (it holds: {holds}): give a file with pictures")
-    best = container.streams.best("video")
-    stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
+    if number is None:
+        best = container.streams.best("video")
+        number = best.index if best is not None and best in streams else streams[0].index
+    stream = next((stream for stream in streams if stream.index == number), None)
+    if stream is None:
+        names = ", ".join(map(stream_name, streams))
+        raise UserError(f"{path} has no video stream {number}: its video is {names}; name one of these to --stream")
     if stream.codec_context is None:
         raise UserError(f"{path} is in a video codec that this FFmpeg cannot decode: convert it to H.264")
     return stream
 
 
-def describe(container: InputContainer, stream: VideoStream, first: av.VideoFrame, start: float) -> VideoInfo:
+def _video_streams(container: InputContainer) -> list[VideoStream]:
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
+def describe(
+    path: Path, container: InputContainer, stream: VideoStream, first: av.VideoFrame, start: float
+) -> VideoInfo:
     """What is known of a video by its first frame, which is shown at ``start`` seconds."""
+    pids = [stream.id for stream in container.streams]
+    remarks = [*other_streams(_video_streams(container), stream), *other_recordings(path, pids)]
     rate = next(
         (
             float(rate)
@@ -122,4 +145,6 @@ def describe(container: InputContainer, stream: VideoStream, first: av.VideoFram
         matrix=matrix,
         full_range=full_range,
         start=start,
+        stream=stream.index,
+        remarks=tuple(remarks),
     )

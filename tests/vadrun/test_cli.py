@@ -244,6 +244,24 @@ def test_one_bad_file_does_not_cost_the_others(engine: str, clip: Path, tmp_path
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["door"]
 
 
+def test_a_second_video_stream_is_said_and_can_be_chosen(engine: str, tmp_path: Path, capsys: Printed) -> None:
+    path = clips.write_streams(tmp_path / "two.mp4", (200, 30, 30), (30, 30, 200))
+
+    def result(*options: object) -> tuple[dict[str, Any], str]:
+        out = tmp_path / f"out{len(options)}"
+        assert run(engine, path, "--out", out, *options) == 0
+        return json.loads((out / "two" / "result.json").read_text()), capsys.readouterr().err
+
+    first, said = result()
+    (remark,) = first["video"]["remarks"]
+    assert first["video"]["stream"] == 0
+    assert remark.startswith("holds 2 video streams") and f"two.mp4: {remark}" in said
+    second, said = result("--stream", 1, "--quiet")
+    assert second["video"]["stream"] == 1 and said == ""
+    assert second["peak"] != first["peak"]
+    assert "has no video stream 7" in refused(capsys, run(engine, path, "--stream", 7))
+
+
 def test_inputs_that_cannot_be_used(
     engine: str, clip: Path, tmp_path: Path, capsys: Printed, bundle_copy: Path
 ) -> None:
