@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
     e.add_argument("--dtype", default="float16", metavar="T", help="float16 (default) or float32")
+    e.add_argument("--stream", type=int, metavar="N", help="number of the video stream (default: each file's main one)")
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
@@ -137,8 +138,8 @@ def main(argv: list[str] | None = None) -> int:
 def _extract(arguments: argparse.Namespace) -> int:
     from vadclip.extract import ExtractOptions, check_list, extract, open_encoder, write_list
     from vadclip.lists import read_video_list
+    from vadrun.inputs import named_videos
     from vadrun.sampling import Sampling
-    from vadrun.sources import named_videos
 
     lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
     if len({path.name for path in lists}) < len(lists):
@@ -152,7 +153,7 @@ def _extract(arguments: argparse.Namespace) -> int:
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype)
+    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream)
     encoder = open_encoder(
         arguments.encoder, batch=arguments.batch, backend=arguments.backend, precision=arguments.precision
     )
@@ -168,7 +169,7 @@ def _extract(arguments: argparse.Namespace) -> int:
     for path, rows in lists.items():
         named = write_list(arguments.out / path.name, rows, options.crops)
         print(f"list of {named} of {len(rows)} videos in {arguments.out / path.name}")
-    for sentence in (*report.damaged, *report.failed):
+    for sentence in (*report.remarks, *report.damaged, *report.failed):
         print(f"vadclip: {sentence}", file=sys.stderr)
     if report.failed and not report.written + report.kept:
         return BAD_INPUT

@@ -17,9 +17,9 @@ from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.files import sha256
+from vadrun.inputs import find_videos, named_videos
 from vadrun.pipeline import run_video
 from vadrun.places import RESULT
-from vadrun.sources import find_videos, named_videos
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float, float | None], None]

@@ -70,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="auto (default: hardware where it gives what software does), software, cuda, gstreamer",
     )
+    run.add_argument(
+        "--stream",
+        type=int,
+        metavar="N",
+        help="score the video stream with this number, as ffprobe counts them (default: the file's main one)",
+    )
     run.add_argument("--threads", type=int, metavar="N", help="inference threads (default: the library's choice)")
 
     gate = p.add_argument_group("the gate: encode only where something happens")
@@ -162,7 +168,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from vadrun import decoders
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
-    from vadrun.sources import named_videos
+    from vadrun.inputs import named_videos
 
     decoders.wanted(arguments.decoder)  # a wrong name is refused before anything is loaded
     calibration = None if arguments.calibration is None else Calibration.read(arguments.calibration)
@@ -256,7 +262,14 @@ def _run_all(
     with ExitStack() as stack:
         folders = stack.enter_context(ResultFolders([target for _, target in jobs], engine.labels))
         outcomes = run_videos(
-            engine, sources, rule, folders.begin, progress.update, gate=gate, decoder=arguments.decoder
+            engine,
+            sources,
+            rule,
+            folders.begin,
+            progress.update,
+            gate=gate,
+            decoder=arguments.decoder,
+            stream=arguments.stream,
         )
         for number, outcome in stack.enter_context(closing(outcomes)):
             progress.done(number)

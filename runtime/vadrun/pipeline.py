@@ -114,6 +114,7 @@ def run_video(
     *,
     gate: GateRule | None = None,
     decoder: str = SOFTWARE,
+    stream: int | None = None,
 ) -> VideoResult:
     """Score a video file and find its events.
 
@@ -126,6 +127,7 @@ def run_video(
         gate: encodes only where something happens.
         decoder: as :class:`vadrun.Video` has it. Where hardware that ``auto`` took gives up, the file is read again in
             software, and the sink takes what it has not had yet.
+        stream: FFmpeg's number of the video stream to score; None for the main one.
 
     Raises:
         UserError: the file is no video that can be read, or the calibration is not the bundle's. Damage further on is
@@ -134,7 +136,8 @@ def run_video(
     """
     once = None if sink is None else _Once(sink)
     told = None if progress is None else _numbered(progress)
-    with closing(run_videos(engine, [source], rule, lambda _: once, told, gate=gate, decoder=decoder)) as outcomes:
+    outcomes = run_videos(engine, [source], rule, lambda _: once, told, gate=gate, decoder=decoder, stream=stream)
+    with closing(outcomes):
         _, outcome = next(outcomes)
     if isinstance(outcome, UserError):
         raise outcome
@@ -154,13 +157,14 @@ def run_videos(
     *,
     gate: GateRule | None = None,
     decoder: str = SOFTWARE,
+    stream: int | None = None,
 ) -> Generator[tuple[int, VideoResult | UserError], None, None]:
     """Score several video files, some of them at once.
 
     Args:
         engine: the loaded bundle.
         sources: the video files.
-        rule, gate, decoder: as :func:`run_video` has them.
+        rule, gate, decoder, stream: as :func:`run_video` has them.
         sinks: makes a video's sink, of its place in ``sources``, once it is open; a second time if hardware gave up on
             it and software reads it from the start. A UserError of it, or of its sink, is the video's outcome.
         progress: called with a video's place after every snippet of it that is encoded.
@@ -179,7 +183,7 @@ def run_videos(
     def snippets(video: Video) -> Iterator[Snippet]:
         return video.snippets(bundle.sampling, bundle.preprocessing, gate=gate)
 
-    reader = ReadAhead(paths, snippets, depth=2 * engine.batch, decoder=decoder)
+    reader = ReadAhead(paths, snippets, depth=2 * engine.batch, decoder=decoder, stream=stream)
     encoder = Encoder(engine, reader, shadow=gate is not None and gate.shadow)
     open_: dict[int, tuple[Scorer, float]] = {}  # and since when
     reader.start()

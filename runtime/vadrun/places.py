@@ -27,8 +27,8 @@ from typing import Any
 
 from vadrun.errors import UserError
 from vadrun.files import printable
+from vadrun.inputs import EXTENSIONS
 from vadrun.interrupts import uninterrupted
-from vadrun.sources import EXTENSIONS
 from vadrun.temporary import locked, shortened, sync
 
 SCORES = "scores.csv"

@@ -35,6 +35,7 @@ class Reader:
     Args:
         path: the file.
         decoder: makes a decoder of the video stream.
+        stream: FFmpeg's number of the video stream; None for the main one.
 
     Attributes:
         stream: the video stream.
@@ -48,7 +49,7 @@ class Reader:
         DecoderError: the decoder cannot be made.
     """
 
-    def __init__(self, path: Path, decoder: Callable[[VideoStream], Decoder]) -> None:
+    def __init__(self, path: Path, decoder: Callable[[VideoStream], Decoder], stream: int | None = None) -> None:
         self.faults = Faults()
         self.skipper: Skipper | None = None
         self.backlog: Backlog | None = None
@@ -58,7 +59,7 @@ class Reader:
         self._path = path
         self.container = open_container(path)
         try:
-            self.stream = pick_stream(self.container, path)
+            self.stream = pick_stream(self.container, path, stream)
             self.decoder = decoder(self.stream)
         except BaseException:
             self.container.close()
@@ -199,7 +200,7 @@ class Reader:
             except IndexError:
                 # From a container of its own it knows all that the stream's own knows.
                 container = self._more.enter_context(open_container(self._path))
-                context = pick_stream(container, self._path).codec_context
+                context = pick_stream(container, self._path, self.stream.index).codec_context
             return Worker(context, make())
 
         return Crew(worker, threads)

@@ -69,6 +69,8 @@ class Report:
         if result.damage is not None:
             tell(f"vadrun: warning: {result.damage}")
             self._code = max(self._code, DAMAGED)
+        for remark in result.info.remarks:
+            self._remark(f"{name}: {remark}")
         if result.note is not None:
             self._remark(f"{name}: {result.note}")
         if calibration is not None and not calibration.knows_picture(result.info.width, result.info.height):

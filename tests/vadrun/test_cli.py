@@ -226,6 +226,20 @@ def test_a_damaged_video_is_code_one(engine: str, tmp_path: Path, capsys: Printe
     assert len((folder / "scores.csv").read_text().splitlines()) == 1 + result["snippets"] > 1
 
 
+def test_a_pipe_in_a_folder_costs_that_entry_alone(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes(clip.read_bytes())
+    assert run(engine, tmp_path, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "a.mp4 is a pipe, not a regular file" in printed.err and "1 of 2 videos could not be read" in printed.err
+    assert (tmp_path / "out" / "b" / "result.json").is_file()
+
+
+def test_an_address_is_refused_without_its_password(engine: str, capsys: Printed) -> None:
+    said = refused(capsys, run(engine, "rtsp://admin:secret@127.0.0.1:9/1"))
+    assert "rtsp://...@127.0.0.1:9/... is an address" in said and "secret" not in said
+
+
 def test_one_bad_file_does_not_cost_the_others(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_text("I am text")
@@ -234,6 +248,24 @@ def test_one_bad_file_does_not_cost_the_others(engine: str, clip: Path, tmp_path
     assert "bad.mp4 cannot be opened as a video" in printed.err
     assert "1 of 2 videos have no results" in printed.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["door"]
+
+
+def test_a_second_video_stream_is_said_and_can_be_chosen(engine: str, tmp_path: Path, capsys: Printed) -> None:
+    path = clips.write_streams(tmp_path / "two.mp4", (200, 30, 30), (30, 30, 200))
+
+    def result(*options: object) -> tuple[dict[str, Any], str]:
+        out = tmp_path / f"out{len(options)}"
+        assert run(engine, path, "--out", out, *options) == 0
+        return json.loads((out / "two" / "result.json").read_text()), capsys.readouterr().err
+
+    first, said = result()
+    (remark,) = first["video"]["remarks"]
+    assert first["video"]["stream"] == 0
+    assert remark.startswith("holds 2 video streams") and f"two.mp4: {remark}" in said
+    second, said = result("--stream", 1, "--quiet")
+    assert second["video"]["stream"] == 1 and said == ""
+    assert second["peak"] != first["peak"]
+    assert "has no video stream 7" in refused(capsys, run(engine, path, "--stream", 7))
 
 
 def test_inputs_that_cannot_be_used(
