@@ -7,7 +7,6 @@ float32 already.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -28,7 +27,7 @@ from vadclip.config import ModelConfig
 from vadclip.model import VadCLIP
 from vadclip.presets import PRESETS, Anomaly, Preset, check_labels, get_preset
 from vadrun.errors import UserError
-from vadrun.files import sha256
+from vadrun.files import sha256, whole_file
 
 _FORMAT = "vadclip"
 _CLIP = "clipmodel."
@@ -195,17 +194,13 @@ def save_clip(clip: nn.Module, path: str | Path) -> None:
 
 def _write(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(weights, temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors leaves 0600, which other users could not read
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            mode = temporary.stat().st_mode
+            save_file(weights, temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors leaves 0600, which other users could not read
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error}): name a file in a writable folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def checkpoint_sha256(path: str | Path) -> str:

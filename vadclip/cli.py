@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vadclip import evaluate, evaluate_command
-from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
+from vadrun.console import BAD_INPUT, CODES, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="vadclip",
         description="Make features for VadCLIP, train it on them, and evaluate it.",
-        epilog="exit codes: 0 done; 1 done, but a video was damaged or could not be read; 2 an input cannot be used.",
+        epilog=CODES,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
     e.add_argument("--dtype", default="float16", metavar="T", help="float16 (default) or float32")
+    e.add_argument("--stream", type=int, metavar="N", help="number of the video stream (default: each file's main one)")
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
@@ -131,14 +132,15 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
     commands = {"extract": _extract, "train": _train, "ablate": _ablate, "evaluate": evaluate_command.run}
-    return run_command("vadclip", lambda: commands[arguments.command](arguments))
+    keeps = arguments.command != "evaluate" or arguments.out is not None
+    return run_command("vadclip", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
 def _extract(arguments: argparse.Namespace) -> int:
     from vadclip.extract import ExtractOptions, check_list, extract, open_encoder, write_list
     from vadclip.lists import read_video_list
+    from vadrun.inputs import named_videos
     from vadrun.sampling import Sampling
-    from vadrun.sources import named_videos
 
     lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
     if len({path.name for path in lists}) < len(lists):
@@ -152,7 +154,7 @@ def _extract(arguments: argparse.Namespace) -> int:
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype)
+    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream)
     encoder = open_encoder(
         arguments.encoder, batch=arguments.batch, backend=arguments.backend, precision=arguments.precision
     )
@@ -168,7 +170,7 @@ def _extract(arguments: argparse.Namespace) -> int:
     for path, rows in lists.items():
         named = write_list(arguments.out / path.name, rows, options.crops)
         print(f"list of {named} of {len(rows)} videos in {arguments.out / path.name}")
-    for sentence in (*report.damaged, *report.failed):
+    for sentence in (*report.remarks, *report.damaged, *report.failed):
         print(f"vadclip: {sentence}", file=sys.stderr)
     if report.failed and not report.written + report.kept:
         return BAD_INPUT

@@ -22,7 +22,7 @@ from vadclip.scorers import Scorer
 from vadclip.sidecar import check_test_features
 from vadclip.testset import TestSet
 from vadrun.errors import UserError
-from vadrun.files import whole_directory, write_json
+from vadrun.files import printable, whole_directory, write_json
 
 Progress = Callable[[int, int], None]
 """Called with the number of videos that are scored and of all."""
@@ -140,6 +140,6 @@ def write_evaluation(
     """
     with whole_directory(folder, replace=force) as temporary:
         write_json(temporary / "evaluation.json", {"origin": dict(origin), **evaluation.to_json()})
-        (temporary / "evaluation.txt").write_text(evaluation.table() + "\n", encoding="utf-8")
+        (temporary / "evaluation.txt").write_text(printable(evaluation.table()) + "\n", encoding="utf-8")
         if pictures is not None:
             pictures(temporary)

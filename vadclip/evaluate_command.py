@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,10 @@ from vadclip.scorers import ModelScorer, Scorer, open_scorer
 from vadclip.testset import check_counts, checked, read_test_set
 from vadrun.console import version
 from vadrun.errors import UserError
-from vadrun.files import check_place
+from vadrun.files import check_place, json_text
+
+# What the folder of an evaluation may hold beside its figures: the same as text, and pictures.
+_OTHERS = ("evaluation.txt", "index.html", "curves.png", "confusion.png", "features.png", "videos")
 
 _OF_MODELS = ("backend", "threads", "device", "window", "heads", "anomaly", "mask-padding", "clip", "crop")
 
@@ -88,7 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: an input cannot be used.
     """
     if arguments.out is not None:
-        check_place(arguments.out, replace=arguments.force, marks=["evaluation.json"], kind="an evaluation")
+        check_place(
+            arguments.out, replace=arguments.force, marks=["evaluation.json"], others=_OTHERS, kind="an evaluation"
+        )
     if arguments.pictures:
         if arguments.out is None:
             raise UserError("there is no place for pictures: give a folder to --out")
@@ -124,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
             draw = partial(write_pictures, evaluation, adapt=adapt)
         write_evaluation(evaluation, arguments.out, origin, force=arguments.force, pictures=draw)
     if arguments.json:
-        print(json.dumps({"origin": origin, **evaluation.to_json()}, indent=2, ensure_ascii=False))
+        print(json_text({"origin": origin, **evaluation.to_json()}))
         return 0
     print(evaluation.table())
     if arguments.out is not None:

@@ -49,11 +49,13 @@ class ExtractOptions:
         crops: 1 (the centre) or 10 (0 centre, 1 to 4 corners, 5 to 9 their mirrors).
         sampling: which frames stand for a snippet.
         dtype: of the files, ``float16`` or ``float32``.
+        stream: FFmpeg's number of the video stream to read; None for each file's main one.
     """
 
     crops: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     dtype: str = "float16"
+    stream: int | None = None
 
     def __post_init__(self) -> None:
         if self.crops not in (1, 10):
@@ -70,6 +72,7 @@ class Report:
     kept: int = 0  # whole before
     damaged: list[str] = field(default_factory=list)  # sentences; their features go as far as the video does
     failed: list[str] = field(default_factory=list)  # sentences
+    remarks: list[str] = field(default_factory=list)  # sentences on sound videos
 
 
 def extract(
@@ -112,7 +115,7 @@ def extract(
                 report.damaged.append(sentence)
             continue
         try:
-            features, damage = _features(video, encoder, options, preprocessing, progress)
+            features, damage, remarks = _features(video, encoder, options, preprocessing, progress)
         except UserError as error:
             report.failed.append(str(error))
             continue
@@ -124,6 +127,7 @@ def extract(
         for target, values in zip(targets, features, strict=True):
             _write(target, values.astype(options.dtype))
         report.written += 1
+        report.remarks += [f"{video.name}: {remark}" for remark in remarks]
         if damage is None and sentence is not None:  # only now that the new features are there
             del known[video.stem]
             _write_damage(out, known)
@@ -173,8 +177,8 @@ def _features(
     options: ExtractOptions,
     preprocessing: Preprocessing,
     progress: Callable[[Path, float, float | None], None],
-) -> tuple[NDArray[np.float32], str | None]:
-    """Features [crops,n,d] of one video, and what was wrong with it."""
+) -> tuple[NDArray[np.float32], str | None, tuple[str, ...]]:
+    """Features [crops,n,d] of one video, what was wrong with it, and remarks on what it holds."""
     parts: list[NDArray[np.float32]] = []
     waiting: list[NDArray[np.uint8]] = []  # [k*c,S,S,3] of each snippet whose images are not encoded yet
 
@@ -188,7 +192,7 @@ def _features(
             parts.append(its.reshape(-1, options.crops, its.shape[-1]).mean(axis=0))
         waiting.clear()
 
-    with Video(path) as video:
+    with Video(path, stream=options.stream) as video:
         for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops]):
             waiting.append(snippet.images.reshape(-1, *snippet.images.shape[2:]))
             if sum(map(len, waiting)) >= encoder.batch:
@@ -196,7 +200,7 @@ def _features(
                 progress(path, snippet.end, video.info.duration)
         if waiting:
             encode()
-        return np.stack(parts, axis=1), video.damage
+        return np.stack(parts, axis=1), video.damage, video.info.remarks
 
 
 def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -206,6 +210,7 @@ def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preproces
         "sampling": options.sampling.to_manifest(),
         "preprocessing": image_settings(preprocessing),
         "dtype": options.dtype,
+        "stream": options.stream,
     }
 
 

@@ -23,7 +23,7 @@ from vadclip.moved import places
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset, check_labels
 from vadclip.tables import read_table, required
 from vadrun.errors import UserError
-from vadrun.sources import EXTENSIONS
+from vadrun.inputs import EXTENSIONS, shown
 
 _CROP = re.compile(r"__(\d+)$")
 _FILLER = "0"  # XD-Violence's labels name three classes always: "B1-B2-0", "G-0-0"
@@ -168,7 +168,7 @@ def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tu
     missing = [video for video in videos if not video.is_file()]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {missing[0]}:"
+            f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {shown(missing[0])}:"
             " name the folder they are in with --root, or take them off the list"
         )
     return [(video, label) for video, (_, _, label) in zip(videos, rows, strict=True)]

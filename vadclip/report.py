@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vadclip.evaluation import Evaluation, ScoredVideo
 from vadclip.metrics import FRAMES_PER_SNIPPET
 from vadclip.presets import NORMAL
+from vadrun.files import printable
 
 Adapt = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Features [n,d] of a video -> [k,d] after the adapter, of its first k <= n snippets."""
@@ -67,7 +68,7 @@ def write_pictures(evaluation: Evaluation, folder: Path, adapt: Adapt | None = N
         shown.append((name, video.truth.name))
     count = f"{len(chosen)} of {len(evaluation.videos)} videos"
     sections.append((f"Anomaly scores; annotated events are shaded ({count})", shown))
-    (folder / INDEX).write_text(_page(evaluation.table(), sections), encoding="utf-8")
+    (folder / INDEX).write_text(printable(_page(evaluation.table(), sections)), encoding="utf-8")
 
 
 def _page(figures: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:

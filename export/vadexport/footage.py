@@ -30,9 +30,9 @@ from vadrun.console import table
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
+from vadrun.inputs import named_videos
 from vadrun.scoring import Scores, scores_from_logits
 from vadrun.selftest import cosines
-from vadrun.sources import named_videos
 from vadrun.video import Snippet, Video
 
 _CHUNK = 64  # snippets whose images are in memory at once

@@ -69,6 +69,20 @@ def test_a_checkpoint_gives_what_its_bundle_gives(
         np.testing.assert_allclose(fast, slow, atol=1e-4)
 
 
+def test_another_stream_of_a_video_can_be_chosen(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = clips.write_streams(tmp_path / "two.mp4", (200, 30, 30), (30, 30, 200))
+    assert run(path, "--encoder", bundles["xd"], "--out", tmp_path / "first") == 0
+    assert "two.mp4: holds 2 video streams, and stream 0" in capsys.readouterr().err
+    assert run(path, "--encoder", bundles["xd"], "--out", tmp_path / "second", "--stream", 1) == 0
+    first, second = (np.load(tmp_path / name / "two__0.npy") for name in ("first", "second"))
+    assert not np.allclose(first, second, atol=0.01)
+    # A folder never holds features of two streams.
+    assert run(path, "--encoder", bundles["xd"], "--out", tmp_path / "second") == 2
+    assert "holds features made with stream 1, not null" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("batch", "crops", "sample", "calls"),
     [(2, 1, "middle", [2, 1]), (32, 1, "middle", [3]), (16, 10, "middle", [16, 4, 10]), (32, 1, "mean", [32, 16])],
@@ -86,7 +100,7 @@ def test_batches_hold_images_of_several_snippets(
     sampling = Sampling(pick=sample)
     encoder = Encoder(encode, 64, "none", batch)
     preprocessing = Preprocessing.for_size(64)
-    features, _ = _features(
+    features, _, _ = _features(
         footage / "a.mp4", encoder, ExtractOptions(crops, sampling, "float32"), preprocessing, lambda *_: None
     )
     assert given == calls
