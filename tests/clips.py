@@ -122,6 +122,25 @@ def skippable(path: Path) -> Path:
     return path if SIDE_DATA or path.suffix != ".mp4" else path.with_suffix(".mkv")
 
 
+def write_streams(path: Path, *colours: tuple[int, int, int], frames: int = 40) -> Path:
+    """A file with a video stream of 160x120 for each colour, RGB; the container follows from the name."""
+    with av.open(str(path), "w") as container:
+        streams: list[Any] = []
+        for _ in colours:
+            stream: Any = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt, stream.options = 160, 120, "yuv420p", _QUIET["libx264"]
+            streams.append(stream)
+        pictures = [np.full((120, 160, 3), colour, np.uint8) for colour in colours]
+        for index in range(frames):
+            for stream, picture in zip(streams, pictures, strict=True):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
 def write_sound(path: Path, *, cover: bool = False) -> Path:
     """A file with a second of silence and no picture, but for the cover if there is one."""
     with av.open(str(path), "w") as container:

@@ -6,8 +6,8 @@ Reading, sampling and resizing are the runtime's own, so that what is trained is
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.features import count_snippets
 from vadclip.sidecar import SIDECAR, image_settings, read_sidecar
 from vadrun.errors import UserError
-from vadrun.files import sha256, write_csv, write_json
+from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
 from vadrun.video import Video
@@ -48,11 +49,13 @@ class ExtractOptions:
         crops: 1 (the centre) or 10 (0 centre, 1 to 4 corners, 5 to 9 their mirrors).
         sampling: which frames stand for a snippet.
         dtype: of the files, ``float16`` or ``float32``.
+        stream: FFmpeg's number of the video stream to read; None for each file's main one.
     """
 
     crops: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     dtype: str = "float16"
+    stream: int | None = None
 
     def __post_init__(self) -> None:
         if self.crops not in (1, 10):
@@ -69,6 +72,7 @@ class Report:
     kept: int = 0  # whole before
     damaged: list[str] = field(default_factory=list)  # sentences; their features go as far as the video does
     failed: list[str] = field(default_factory=list)  # sentences
+    remarks: list[str] = field(default_factory=list)  # sentences on sound videos
 
 
 def extract(
@@ -111,19 +115,21 @@ def extract(
                 report.damaged.append(sentence)
             continue
         try:
-            features, damage = _features(video, encoder, options, preprocessing, progress)
+            features, damage, remarks = _features(video, encoder, options, preprocessing, progress)
         except UserError as error:
             report.failed.append(str(error))
             continue
+        if damage is not None:
+            # Before the features: what is written if the disk is full in between must not pass for a whole video.
+            known[video.stem] = (_size(video), damage)
+            _write_damage(out, known)
+            report.damaged.append(damage)
         for target, values in zip(targets, features, strict=True):
             _write(target, values.astype(options.dtype))
         report.written += 1
-        if damage is not None:
-            report.damaged.append(damage)
-        if damage is not None or sentence is not None:
-            known.pop(video.stem, None)
-            if damage is not None:
-                known[video.stem] = (_size(video), damage)
+        report.remarks += [f"{video.name}: {remark}" for remark in remarks]
+        if damage is None and sentence is not None:  # only now that the new features are there
+            del known[video.stem]
             _write_damage(out, known)
     return report
 
@@ -171,8 +177,8 @@ def _features(
     options: ExtractOptions,
     preprocessing: Preprocessing,
     progress: Callable[[Path, float, float | None], None],
-) -> tuple[NDArray[np.float32], str | None]:
-    """Features [crops,n,d] of one video, and what was wrong with it."""
+) -> tuple[NDArray[np.float32], str | None, tuple[str, ...]]:
+    """Features [crops,n,d] of one video, what was wrong with it, and remarks on what it holds."""
     parts: list[NDArray[np.float32]] = []
     waiting: list[NDArray[np.uint8]] = []  # [k*c,S,S,3] of each snippet whose images are not encoded yet
 
@@ -186,7 +192,7 @@ def _features(
             parts.append(its.reshape(-1, options.crops, its.shape[-1]).mean(axis=0))
         waiting.clear()
 
-    with Video(path) as video:
+    with Video(path, stream=options.stream) as video:
         # Truth at frame level counts frames, whatever their times say.
         for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops], joins=True):
             waiting.append(snippet.images.reshape(-1, *snippet.images.shape[2:]))
@@ -195,7 +201,7 @@ def _features(
                 progress(path, snippet.end, video.info.duration)
         if waiting:
             encode()
-        return np.stack(parts, axis=1), video.damage
+        return np.stack(parts, axis=1), video.damage, video.info.remarks
 
 
 def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -205,6 +211,7 @@ def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preproces
         "sampling": options.sampling.to_manifest(),
         "preprocessing": image_settings(preprocessing),
         "dtype": options.dtype,
+        "stream": options.stream,
     }
 
 
@@ -252,22 +259,18 @@ def _size(video: Path) -> int | None:
 
 
 def _whole(targets: Sequence[Path]) -> bool:
-    """Whether all crops of a video are there, readable and of one length."""
+    """Whether all crops of a video are there, readable and of one length; if not, they are made again."""
     try:
-        shapes = {np.load(path, mmap_mode="r", allow_pickle=False).shape for path in targets}
-    except (OSError, ValueError):
+        return len({count_snippets(path, None) for path in targets}) == 1
+    except UserError:
         return False
-    return len(shapes) == 1
 
 
 def _write(path: Path, values: NDArray[Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, values, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    with writing(path):
+        write_bytes(path, content.getbuffer())
 
 
 def clip_name(source: str, clip: Any) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import av
 
 from vadrun.bitstream import Units
+from vadrun.errors import of_the_machine
 from vadrun.pyav import DURATIONS
 from vadrun.skipping import AHEAD, Irregular, Order, Ranks, Skipped
 
@@ -97,6 +98,7 @@ class Worker(Generic[T]):
             self._take(self._context.decode(None), group.wanted, missing, found)
             self._context.flush_buffers()
         except av.FFmpegError as error:
+            of_the_machine(error)
             raise Irregular from error
         if missing and not stop.is_set():
             raise Irregular

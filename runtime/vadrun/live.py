@@ -34,6 +34,7 @@ from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.feeding import Encoded, Holding, features_of, images_of
 from vadrun.gate import GateRule
+from vadrun.interrupts import join
 from vadrun.pipeline import Scorer, VideoResult
 from vadrun.scoring import Scores
 from vadrun.timeline import Seen
@@ -267,8 +268,7 @@ class _Live:
             self._loop()
         finally:
             self._stop.set()
-            for thread in threads:
-                thread.join()
+            join(threads)
         return self.cameras
 
     def _loop(self) -> None:

@@ -18,6 +18,7 @@ from vadrun.ahead import Ahead
 from vadrun.backlog import CODECS, Backlog, Picture
 from vadrun.bitstream import Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
+from vadrun.errors import of_the_machine
 from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
 from vadrun.pyav import SIDE_DATA, fraction
 from vadrun.skipping import AHEAD, Ranks, Skipped, Skipper
@@ -36,6 +37,7 @@ class Reader:
     Args:
         path: the file.
         decoder: makes a decoder of the video stream.
+        stream: FFmpeg's number of the video stream; None for the main one.
 
     Attributes:
         stream: the video stream.
@@ -49,7 +51,7 @@ class Reader:
         DecoderError: the decoder cannot be made.
     """
 
-    def __init__(self, path: Path, decoder: Callable[[VideoStream], Decoder]) -> None:
+    def __init__(self, path: Path, decoder: Callable[[VideoStream], Decoder], stream: int | None = None) -> None:
         self.faults = Faults()
         self.skipper: Skipper | None = None
         self.backlog: Backlog | None = None
@@ -59,7 +61,7 @@ class Reader:
         self._path = path
         self.container = open_container(path)
         try:
-            self.stream = pick_stream(self.container, path)
+            self.stream = pick_stream(self.container, path, stream)
             self._base = fraction(self.stream.time_base)  # seconds
             self.decoder = decoder(self.stream)
         except BaseException:
@@ -221,7 +223,7 @@ class Reader:
             except IndexError:
                 # From a container of its own it knows all that the stream's own knows.
                 container = self._more.enter_context(open_container(self._path))
-                context = pick_stream(container, self._path).codec_context
+                context = pick_stream(container, self._path, self.stream.index).codec_context
             return Worker(context, make())
 
         return Crew(worker, threads)
@@ -255,7 +257,8 @@ class Reader:
                 # Transport streams and FLV may show a stream that was not there when the file was opened. PyAV has no
                 # entry for it and trips over its first packet, which is none of ours; called again, it passes over it.
                 continue
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                of_the_machine(error)
                 # The container's own structure is broken here; reading may well go on behind it.
                 self._fault("broken")
                 errors += 1
@@ -271,7 +274,8 @@ class Reader:
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
         try:
             frames = self.decoder.decode(packet)
-        except av.FFmpegError:
+        except av.FFmpegError as error:
+            of_the_machine(error)
             self._fault("undecoded")
             return
         for frame in frames:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vadrun import decoders
@@ -96,6 +97,7 @@ class Video:
         threads: decoding threads of the software decoder; 0 for one to each core.
         decoder: ``software``, ``cuda``, ``gstreamer``, or ``auto`` for the first that gives this file's first picture
             as software does.
+        stream: FFmpeg's number of the video stream to read; None for the main one.
 
     Attributes:
         info: what is known of it; see :class:`VideoInfo`.
@@ -113,8 +115,11 @@ class Video:
 
     looks_ahead = True  # whether pictures may be left undecoded by what comes after them in the file
 
-    def __init__(self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int = 0, decoder: str = SOFTWARE, stream: int | None = None
+    ) -> None:
         self.path = Path(path)
+        self._stream = stream
         self._threads = threads
         self.at_once: Callable[[], int] | None = None
         self.stopped: Callable[[], bool] = lambda: False
@@ -134,7 +139,7 @@ class Video:
         self.seen = Seen()
         self._gates: list[Gate] = []  # that look at its pictures
         self._anew = False  # whether the reader stands before the first picture again
-        self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads))
+        self._reader = self._new_reader(lambda stream: decoders.SoftwareDecoder(stream, self._threads))
         try:
             # The first frame is decoded here, so a file without any is refused before any work has begun.
             self._frames: Iterator[Place] = self._reader.pictures()
@@ -144,10 +149,13 @@ class Video:
                 why = what_is_missing(self.path) or "it may be damaged, encrypted, or of a kind that FFmpeg lacks"
                 raise UserError(f"{self.path}: no picture in it can be decoded ({why}): copy or record it again")
             start = self._reader.timestamp(self._first) or 0.0
-            self.info = describe(self._reader.container, self._reader.stream, self._first, start)
+            self.info = describe(self.path, self._reader.container, self._reader.stream, self._first, start)
         except BaseException:
             self._reader.close()
             raise
+
+    def _new_reader(self, decoder: Callable[[VideoStream], decoders.Decoder]) -> Reader:
+        return Reader(self.path, decoder, self._stream)
 
     def __enter__(self) -> Video:
         return self
@@ -286,7 +294,7 @@ class Video:
     def _group(self, wanted: Callable[[int], bool], make: Callable[[], Preprocessor], joins: bool) -> None:
         """Begin anew, and decode only what is wanted, by groups."""
         self._reader.close()
-        self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, 1))
+        self._reader = self._new_reader(lambda stream: decoders.SoftwareDecoder(stream, 1))
         self._anew = True
         self._frames = self._reader.in_groups(wanted, make, self._share, joins=joins)
 
@@ -294,7 +302,7 @@ class Video:
         """Begin anew, and decode only what is asked for; ``wanted`` in any case, where something moves."""
         self._reader.close()
         # Threads that work on several pictures at a time would have to decode more of them to give one.
-        self._reader = Reader(self.path, lambda stream: decoders.SoftwareDecoder(stream, self._threads, at_once=True))
+        self._reader = self._new_reader(lambda stream: decoders.SoftwareDecoder(stream, self._threads, at_once=True))
         self._anew = True
         self._frames = self._reader.hold_back(
             wanted if self._share() > 1 or self.at_once is not None else None,
@@ -400,7 +408,7 @@ class Video:
     def _restart(self, kind: Any, first: av.VideoFrame) -> None:
         reader: Reader | None = None
         try:
-            reader = Reader(self.path, lambda stream: kind(stream, first))
+            reader = self._new_reader(lambda stream: kind(stream, first))
             frames = reader.pictures()
             found = next(frames, None)
             assert not isinstance(found, Skipped)

@@ -300,6 +300,8 @@ def test_what_is_known_of_a_video(tmp_path: Path) -> None:
         "matrix": "bt601",
         "full_range": False,
         "start": 0.0,
+        "stream": 0,
+        "remarks": [],
         "decoder": "software",
         "decoder_why": None,
     }
@@ -441,7 +443,7 @@ def test_a_stream_that_shows_up_late_is_no_damage(tmp_path: Path, monkeypatch: p
     path = write_clip(tmp_path / "late.ts", 40)
     opened = module.open_container
     monkeypatch.setattr(module, "open_container", lambda path: Tripping(opened(path)))
-    monkeypatch.setattr(module, "pick_stream", lambda container, path: container.streams.video[0])
+    monkeypatch.setattr(module, "pick_stream", lambda container, path, number: container.streams.video[0])
     assert numbers(path) == list(range(40))
     assert damage(path) is None
 
