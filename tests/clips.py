@@ -230,12 +230,16 @@ def _add_silence(container: Any, stream: Any) -> None:
 
 
 def _mark_rotation(path: Path, degrees: int) -> None:
-    """Write the display matrix of the first track header (ISO/IEC 14496-12, 8.3.2)."""
     cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
-    one, w = 1 << 16, 1 << 30
-    matrix = struct.pack(">9i", cosine * one, -sine * one, 0, sine * one, cosine * one, 0, 0, 0, w)
+    mark_matrix(path, cosine, -sine, sine, cosine)
+
+
+def mark_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Write the display matrix of the first track header (ISO/IEC 14496-12, 8.3.2)."""
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd")
     assert data[at + 4] == 0, "only version 0 is known here"
     data[at + 44 : at + 80] = matrix
     path.write_bytes(data)
+    return path

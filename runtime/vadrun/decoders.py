@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 
 from vadrun.cuda import NoCuda, gpus
 from vadrun.errors import UserError
-from vadrun.preprocessing import Preprocessor, quarter_turns
+from vadrun.preprocessing import Orientation, Preprocessor, orientation_of
 from vadrun.pyav import DURATIONS, fraction
 
 SOFTWARE = "software"
@@ -280,7 +280,7 @@ def unfit(container: str, first: av.VideoFrame) -> str | None:
         container: FFmpeg's name of the format.
         first: the first picture, decoded by software.
     """
-    if quarter_turns(first):
+    if orientation_of(first) != Orientation():
         return "does not keep the rotation of this file"
     if container == "avi":
         return "does not keep the order of an AVI file"
@@ -307,6 +307,8 @@ def check_first(found: av.VideoFrame | None, first: av.VideoFrame) -> None:
 def _dress(frame: av.VideoFrame, first: av.VideoFrame, length: int) -> None:
     """Give a bare picture the colours of the first one, and its own duration."""
     frame.colorspace, frame.color_range = first.colorspace, first.color_range
+    if hasattr(frame, "color_trc"):  # PyAV 17 has it
+        frame.color_trc, frame.color_primaries = first.color_trc, first.color_primaries
     if length and DURATIONS:
         frame.duration = length
 

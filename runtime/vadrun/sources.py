@@ -16,8 +16,9 @@ from av.video.stream import VideoStream
 
 from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError, of_the_machine
+from vadrun.hdr import transfer_of
 from vadrun.inputs import check_regular, why_unreadable
-from vadrun.preprocessing import colour_of, quarter_turns
+from vadrun.preprocessing import colour_of, orientation_of
 from vadrun.pyav import fraction, open_input
 from vadrun.unscored import other_recordings, other_streams, stream_name
 from vadrun.wholeness import what_is_missing
@@ -36,9 +37,11 @@ class VideoInfo:
         duration: seconds that the file promises; None if it promises nothing.
         frames: how many frames that should be, or None.
         rotation: degrees that the picture is turned counterclockwise for display: 0, 90, 180 or 270.
+        mirrored: whether it is flipped left to right before that.
         pixel_format: FFmpeg's name.
         matrix: colour matrix that is used, ``bt601``, ``bt709``, ...
         full_range: whether levels are taken for full range (0 to 255) or limited (16 to 235).
+        hdr: ``PQ`` or ``HLG`` if it is HDR, which is tone-mapped to SDR; else None.
         start: the first frame's timestamp in seconds; all other times are counted from it.
         stream: FFmpeg's number of the video stream that is read.
         remarks: what the user should know of what the file holds and of how it is shown, each a sentence without
@@ -54,9 +57,11 @@ class VideoInfo:
     duration: float | None
     frames: int | None
     rotation: int
+    mirrored: bool
     pixel_format: str
     matrix: str
     full_range: bool
+    hdr: str | None
     start: float
     stream: int = 0
     remarks: tuple[str, ...] = ()
@@ -135,6 +140,10 @@ def describe(
         duration = container.duration / av.time_base
     frames = stream.frames or (round(duration * rate) if duration else None)
     matrix, full_range = colour_of(first)
+    orientation = orientation_of(first)
+    hdr = transfer_of(first, stream.codec_context.color_trc)
+    if hdr is not None:
+        remarks.append(f"is HDR ({hdr}), and is tone-mapped to SDR for the encoder")
     return VideoInfo(
         codec=stream.codec_context.codec.canonical_name,
         width=first.width,
@@ -142,7 +151,9 @@ def describe(
         rate=rate,
         duration=duration,
         frames=frames,
-        rotation=90 * quarter_turns(first),
+        rotation=90 * orientation.turns,
+        mirrored=orientation.mirrored,
+        hdr=hdr,
         pixel_format=first.format.name,
         matrix=matrix,
         full_range=full_range,

@@ -149,6 +149,7 @@ class Video:
                 why = what_is_missing(self.path) or "it may be damaged, encrypted, or of a kind that FFmpeg lacks"
                 raise UserError(f"{self.path}: no picture in it can be decoded ({why}): copy or record it again")
             start = self._reader.timestamp(self._first) or 0.0
+            self._transfer = self._reader.stream.codec_context.color_trc  # for frames that do not name theirs
             self.info = describe(self.path, self._reader.container, self._reader.stream, self._first, start)
         except BaseException:
             self._reader.close()
@@ -244,7 +245,7 @@ class Video:
         if gate is not None and self._reader.can_hold_back:
             self._hold_back(wanted if self.looks_ahead else None, joins)
         elif gate is None and wanted is not None and self.looks_ahead and self._reader.can_hold_back:
-            self._group(wanted, lambda: Preprocessor(preprocessing, crops), joins)
+            self._group(wanted, lambda: Preprocessor(preprocessing, crops, self._transfer), joins)
         elif wanted is not None and self._reader.skipper is not None:
             length = sampling.frames
             self._reader.skipper.ranks.joins = joins
@@ -319,7 +320,7 @@ class Video:
         gate: GateRule | None,
         joins: bool,
     ) -> Iterator[Snippet]:
-        convert = Preprocessor(preprocessing, crops)
+        convert = Preprocessor(preprocessing, crops, self._transfer)
         guard = None if gate is None else self._guard(gate, preprocessing, convert)
 
         def looked(frame: Place) -> Looked:
@@ -338,7 +339,7 @@ class Video:
     def _shadows(
         self, sampling: Sampling, preprocessing: Preprocessing, gates: Sequence[GateRule]
     ) -> Iterator[tuple[Snippet, tuple[Verdict, ...]]]:
-        convert = Preprocessor(preprocessing)
+        convert = Preprocessor(preprocessing, transfer=self._transfer)
         image: Any = None
         guards = [self._guard(gate, preprocessing, lambda frame: image) for gate in gates]
 

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,21 @@ import av
 import numpy as np
 import pytest
 
-from tests.clips import Image, add_cover, cut, number_of, numbered, set_clock, spoil, write_clip, write_sound
+from tests.clips import (
+    Image,
+    add_cover,
+    cut,
+    mark_matrix,
+    number_of,
+    numbered,
+    set_clock,
+    spoil,
+    write_clip,
+    write_sound,
+)
 from vadrun import reader as module
 from vadrun.errors import UserError
-from vadrun.gate import GateRule
+from vadrun.gate import GateRule, LumaGrid
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet, Video, read_snippets
@@ -162,6 +175,59 @@ def test_rotated_videos_stand_upright(tmp_path: Path, degrees: int) -> None:
     assert np.abs(snippet.images.astype(int) - upright.images).mean() < 3
 
 
+# A display matrix (a, b, c, d), and what it does to the stored picture: as cameras that hang upside down or look
+# into a mirror write it.
+MATRICES: dict[tuple[int, int, int, int], Callable[[Image], Image]] = {
+    (1, 0, 0, 1): lambda image: image,
+    (0, 1, -1, 0): lambda image: np.rot90(image, -1),
+    (-1, 0, 0, -1): lambda image: np.rot90(image, 2),
+    (0, -1, 1, 0): lambda image: np.rot90(image),
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda image: np.swapaxes(image, 0, 1),
+    (0, -1, -1, 0): lambda image: np.rot90(np.swapaxes(image, 0, 1), 2),
+}
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_display_matrices_turn_and_mirror(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    show = MATRICES[matrix]
+
+    def stored(number: int, width: int, height: int) -> Image:
+        y, x = np.mgrid[0:height, 0:width]
+        return np.stack([240 * x / width, 240 * y / height, 128 + 0 * x], axis=-1).astype(np.uint8)
+
+    def shown(number: int, width: int, height: int) -> Image:
+        swapped = show(np.zeros((2, 3, 3), np.uint8)).shape[0] == 3
+        return np.ascontiguousarray(show(stored(number, *((height, width) if swapped else (width, height)))))
+
+    width, height = show(np.zeros((160, 200, 3), np.uint8)).shape[1::-1]
+    path = mark_matrix(write_clip(tmp_path / "stored.mp4", 20, size=(200, 160), draw=stored), *matrix)
+    upright = write_clip(tmp_path / "upright.mp4", 20, size=(width, height), draw=shown)
+    corner = Preprocessing.for_size(64, crop="top-right")
+    (expected,) = read_snippets(upright, Sampling(), corner)
+    for gate in (None, GateRule()):
+        with Video(path) as video:
+            assert (video.info.mirrored, video.info.width) == (matrix[0] * matrix[3] < matrix[1] * matrix[2], 200)
+            (snippet,) = video.snippets(Sampling(), corner, gate=gate)
+        assert np.abs(snippet.images.astype(int) - expected.images).mean() < 3
+    with Video(path) as turned, Video(upright) as plain:  # what the gate looks at
+        grids = [LumaGrid(corner)(next(iter(video)).frame) for video in (turned, plain)]
+    assert np.abs(grids[0] - grids[1]).mean() < 3
+
+
+def test_the_pixel_aspect_ratio_is_ignored(tmp_path: Path) -> None:
+    def anamorphic(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+
+    path = write_clip(tmp_path / "wide.mkv", 16, size=(352, 288), prepare=anamorphic)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    (found,) = read_snippets(path, Sampling(), SMALL)
+    (plain,) = read_snippets(write_clip(tmp_path / "plain.mkv", 16, size=(352, 288)), Sampling(), SMALL)
+    np.testing.assert_array_equal(found.images, plain.images)
+
+
 def test_full_range_is_honoured(tmp_path: Path) -> None:
     def grey(number: int, width: int, height: int) -> Image:
         return np.full((height, width, 3), 250, np.uint8)
@@ -296,9 +362,11 @@ def test_what_is_known_of_a_video(tmp_path: Path) -> None:
         "duration": 2.5,
         "frames": 50,
         "rotation": 0,
+        "mirrored": False,
         "pixel_format": "yuv420p",
         "matrix": "bt601",
         "full_range": False,
+        "hdr": None,
         "start": 0.0,
         "stream": 0,
         "remarks": [],
