@@ -29,7 +29,6 @@ from vadclip.weights import (
     write_weights,
 )
 from vadrun.errors import UserError
-from vadrun.errors import UserError
 from vadrun.schema import Where, parse_json
 
 __all__ = ["checkpoint_sha256", "load_checkpoint", "load_clip", "save_checkpoint", "save_clip"]
