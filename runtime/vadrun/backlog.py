@@ -25,6 +25,7 @@ import av
 from av.video.stream import VideoStream
 
 from vadrun.bitstream import Unit, Units
+from vadrun.numbering import Succession
 from vadrun.pyav import DURATIONS
 from vadrun.skipping import AHEAD, Irregular, Order
 from vadrun.timeline import Pauses
@@ -58,6 +59,7 @@ class Picture:
         self.size, self.kind, self.is_key = packet.size, kind, unit.closed
         self.group, self.packet, self.news, self.referred = group, packet, unit.news, unit.referred
         self.number = 0  # in the order of decoding
+        self.order = unit.number.order
         self.fed = False  # whether it went through the decoder
         self._backlog = backlog
         self._frame: av.VideoFrame | None = None
@@ -115,6 +117,7 @@ class Backlog:
         self._given: deque[Picture] = deque(maxlen=3)
         self._count = 0  # pictures that were read
         self._times, self._pauses, self._base = Order(), Pauses(), base
+        self._succession = Succession()
         self._to_try = _TRIED
         self._known = 0  # faults
         self._over = False
@@ -130,6 +133,11 @@ class Backlog:
     def undecoded(self) -> int:
         """Pictures so far that never went through the decoder; final once all have been given."""
         return self._passed + sum(not held.fed for held in self._held)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether pictures are decoded on demand now, and not as they come."""
+        return self._plain is None
 
     def pictures(self) -> Iterator[Picture | av.VideoFrame]:
         """All pictures in display order, those of irregular stretches as frames; to be called once."""
@@ -200,6 +208,12 @@ class Backlog:
             self._fetch(picture)
         if min(waiting.number for waiting in self._waiting.values()) < picture.number - AHEAD:
             self._odd_for_good()  # no decoder waits that long: a wrong timestamp
+        if self._given and self._given[-1].group == picture.group:
+            direct = self._succession.follows(self._given[-1].order, picture.order)
+            if direct is None:
+                self._odd_for_good()  # they are shown in another order than that of their times
+            if not direct:
+                raise Irregular  # pictures are missing, and the decoder may drop others that depend on them
         del self._waiting[heapq.heappop(self._order)]
         self._given.append(picture)
         oldest = self._given[0]
@@ -224,7 +238,7 @@ class Backlog:
         self._odd = packet
         unit = self._units.read(packet)
         pts, dts = packet.pts, packet.dts
-        if packet.is_corrupt or self._faults() > self._known:
+        if packet.is_corrupt or self._faults() > self._known or (unit is not None and unit.number.gap):
             raise Irregular
         late = pts is not None and len(self._given) > 0 and pts <= self._given[-1].pts
         fits = self._times.fits(packet) and not late

@@ -20,6 +20,7 @@ from vadrun.bitstream import Units
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
 from vadrun.errors import of_the_machine
 from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
+from vadrun.owed import Owed
 from vadrun.pyav import SIDE_DATA, fraction
 from vadrun.skipping import AHEAD, Ranks, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
@@ -67,6 +68,7 @@ class Reader:
         except BaseException:
             self.container.close()
             raise
+        self._owed = Owed(self._codec if self.decoder.name == SOFTWARE else "")
         # What may be left out H.264's decoder knows by itself.
         self._headers = self._units() if self._codec == "hevc" else None
         # AVI has no display times to tell the order from; hardware decodes everything.
@@ -151,6 +153,10 @@ class Reader:
         def skip(skips: bool) -> None:
             context.skip_frame = "NONREF" if skips else "DEFAULT"
 
+        def flush() -> None:
+            context.flush_buffers()
+            self._owed.forget()
+
         packets = self._followed()
         if wanted is not None:
             crew = self._crew(lambda: lambda frame: frame, threads, [])
@@ -163,7 +169,7 @@ class Reader:
             self._units(),
             decode=decode,
             skip=skip,
-            flush=context.flush_buffers,
+            flush=flush,
             faults=lambda: self.faults.count,
             ahead=self._ahead,
             base=float(self.stream.time_base or 1),
@@ -268,16 +274,29 @@ class Reader:
     def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame | Skipped]:
         if packet is not None and packet.is_corrupt:
             self._fault("incomplete")
+        skips = False
         if packet is not None and self.skipper is not None:
             skips = self._skips(packet, self.skipper)
             # The decoder takes this with the packet, for whichever of its threads gets it.
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+        # On demand, a picture that does not come out is looked for again before it is counted.
+        counts = self.backlog is None or not self.backlog.is_regular
+        if counts and packet is not None and not skips:
+            for at in self._owed.fed(packet, self.faults.reached):
+                self._fault("lost", at)
         try:
             frames = self.decoder.decode(packet)
         except av.FFmpegError as error:
             of_the_machine(error)
+            if packet is not None:
+                self._owed.failed(packet)
             self._fault("undecoded")
             return
+        for frame in frames:
+            self._owed.came(frame)
+        if counts and packet is None:
+            for at in self._owed.settle():
+                self._fault("lost", at)
         for frame in frames:
             if frame.is_corrupt:
                 self._fault("patched")
@@ -306,10 +325,13 @@ class Reader:
         ticks = getattr(frame, "duration", None)  # not with every PyAV
         return float(ticks * self._base) if ticks and ticks > 0 and self._base is not None else None
 
-    def _fault(self, kind: str) -> None:
-        """Count a fault; with hardware, which patches pictures without saying so, leave the file to software."""
+    def _fault(self, kind: str, at: float | None = None) -> None:
+        """Count a fault, at so many seconds if that is not now.
+
+        Hardware patches pictures without saying so: the file is left to software.
+        """
         if self.decoder.name != SOFTWARE:
             raise DecoderError("meets damage")
-        self.faults.note(kind)
+        self.faults.note(kind, at)
         if self.skipper is not None:
             self.skipper.doubt()

@@ -5,6 +5,7 @@ Damaged files are read as far as they go, and say so afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from vadrun.sampling import Sampled, Sampler, Sampling
 from vadrun.skipping import Irregular, Skipped
 from vadrun.sources import describe
 from vadrun.stillness import Stillness
-from vadrun.timeline import LONGEST_PAUSE, Seen, Timeline
+from vadrun.timeline import LONGEST_PAUSE, Pauses, Seen, Timeline
 from vadrun.wholeness import what_is_missing
 
 T = TypeVar("T")
@@ -207,13 +208,38 @@ class Video:
         """The same, and in their places the pictures that are not decoded because no snippet needs them."""
         timeline = Timeline(self._reader.wrap, self.seen)
         usual = 1 / self.info.rate
-        for frame in self._all():
-            stamp = self._reader.timestamp(frame)
+        for frame, stamp in self._stamped():
             duration = self._reader.duration(frame) or usual
-            time = timeline.place(None if stamp is None else stamp - self.info.start, duration)
+            time = timeline.place(stamp, duration)
             self.decoded += 1
             self._reader.faults.reached = time + min(duration, LONGEST_PAUSE)
             yield Shown(frame, time, duration)
+
+    def _stamped(self) -> Iterator[tuple[Place, float | None]]:
+        """All frames with their timestamps in seconds from the first one's, None where they have none.
+
+        One that is alone in being much later than those around it is wrong, and left out. To see that, a frame behind a
+        pause waits for the next one.
+        """
+        pauses = Pauses()
+        last: float | None = None
+        late: tuple[Place, float] | None = None
+        for frame in self._all():
+            stamp = self._reader.timestamp(frame)
+            if stamp is not None:
+                stamp -= self.info.start
+            if late is not None:
+                assert last is not None
+                alone = stamp is not None and last < stamp < min(last + LONGEST_PAUSE, late[1])
+                yield late[0], None if alone else late[1]
+                last, late = last if alone else late[1], None
+            if stamp is not None and last is not None and stamp > last and pauses.judge(stamp - last, math.inf):
+                late = frame, stamp
+                continue
+            last = stamp if stamp is not None else last
+            yield frame, stamp
+        if late is not None:
+            yield late
 
     def snippets(
         self,

@@ -231,7 +231,7 @@ def test_a_pipe_in_a_folder_costs_that_entry_alone(engine: str, clip: Path, tmp_
     (tmp_path / "b.mp4").write_bytes(clip.read_bytes())
     assert run(engine, tmp_path, "--out", tmp_path / "out") == 2
     printed = capsys.readouterr()
-    assert "a.mp4 is a pipe, not a regular file" in printed.err and "1 of 2 videos could not be read" in printed.err
+    assert "a.mp4 is a pipe, not a regular file" in printed.err and "1 of 2 videos have no results" in printed.err
     assert (tmp_path / "out" / "b" / "result.json").is_file()
 
 
