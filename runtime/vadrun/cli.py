@@ -182,6 +182,8 @@ def _run(arguments: argparse.Namespace) -> int:
             _tell(arguments, calibration, gate, engine)
         targets = _targets(sources, arguments.out)  # makes --out, so only once the engine is known to work
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
+        if engine.remark is not None:
+            _remark(arguments, engine.remark)
         return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate, calibration)
 
 

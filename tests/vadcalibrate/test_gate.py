@@ -312,7 +312,7 @@ def test_a_file_that_holds_nothing(tmp_path: Path, bundles: dict[str, Path]) -> 
     for changes, said in (
         ({}, "it holds neither alarms nor a gate"),
         ({"gate": {"threshold": 0.1, "audit": 0.05}}, "gate.heartbeat is missing"),
-        ({"gate": {"threshold": 7, "heartbeat": 10, "audit": 0.05}}, "the gate's threshold is 7"),
+        ({"gate": {"threshold": 7, "heartbeat": 10, "audit": 0.05}}, "gate.threshold is 7, not a number from 0 to 1"),
     ):
         path.write_text(json.dumps(value | changes))
         with pytest.raises(UserError, match=said):
