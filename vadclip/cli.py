@@ -47,7 +47,14 @@ def parser() -> argparse.ArgumentParser:
         "--encoder",
         required=True,
         metavar="WHAT",
-        help="a bundle (fast), a checkpoint, or an open_clip tag such as openai",
+        help="a bundle (fast), a checkpoint, a file of CLIP's weights (OpenAI's ViT-B-16.pt, open_clip's), openai, or "
+        "MODEL/TAG of open_clip's pretrained weights",
+    )
+    e.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a file of weights is, where nothing else tells: openai, ViT-B-16 or another of open_clip's "
+        "model names, or its configuration (.json)",
     )
     e.add_argument("--root", type=Path, metavar="DIR", help="where the videos of a list lie now")
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
@@ -79,7 +86,16 @@ def _add_train(t: argparse.ArgumentParser) -> None:
     t.add_argument("--list", required=True, type=Path, metavar="CSV", help="training list: path,label of feature files")
     t.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     t.add_argument(
-        "--clip", default="openai", metavar="WHAT", help="CLIP that made the features: an open_clip tag or a checkpoint"
+        "--clip",
+        default="openai",
+        metavar="WHAT",
+        help="CLIP that made the features, as for extract --encoder (default openai)",
+    )
+    t.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a file of weights is, where nothing else tells: openai, ViT-B-16 or another of open_clip's "
+        "model names, or its configuration (.json)",
     )
     t.add_argument("--dataset", metavar="NAME", help="ucf or xd; or give --classes")
     t.add_argument("--classes", type=Path, metavar="FILE", help="your own classes and their prompts (YAML or JSON)")
@@ -153,7 +169,11 @@ def _extract(arguments: argparse.Namespace) -> int:
     )
     options = ExtractOptions(arguments.crops, sampling, arguments.dtype)
     encoder = open_encoder(
-        arguments.encoder, batch=arguments.batch, backend=arguments.backend, precision=arguments.precision
+        arguments.encoder,
+        batch=arguments.batch,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        clip_model=arguments.clip_model,
     )
     print(f"{len(videos)} videos, encoder {encoder.name}", file=sys.stderr)
     began = time.monotonic()
@@ -200,10 +220,8 @@ class _Training:
     """What ``train`` and ``ablate`` have in common: inputs that are checked, and runs."""
 
     def __init__(self, arguments: argparse.Namespace, designs: Sequence[Design] = ()) -> None:
-        from vadclip.checkpoint import load_clip
-        from vadclip.clip import pretrained
         from vadclip.device import find_device
-        from vadclip.extract import clip_name
+        from vadclip.extract import clip_name, open_clip_model
         from vadclip.lists import load_classes, load_list
         from vadclip.presets import get_preset
         from vadclip.recipes import get_recipe
@@ -220,9 +238,8 @@ class _Training:
         changed = {name: value for name, value in given.items() if value is not None}
         self.recipe = replace(get_recipe(arguments.recipe, self.preset.name), **changed)
         self.listed = load_list(arguments.list, self.preset, arguments.root)
-        source = Path(arguments.clip)
-        self.clip = load_clip(source) if source.exists() or source.suffix else pretrained(arguments.clip)
-        check_clip(self.listed.paths, clip_name(arguments.clip))
+        self.clip = open_clip_model(arguments.clip, arguments.clip_model)
+        check_clip(self.listed.paths, clip_name(arguments.clip, self.clip))
         for design in designs or (None,):
             new_config(self.preset, self.clip, design)  # a label that is too long is found now
         self.device = str(find_device(arguments.device))
@@ -232,7 +249,7 @@ class _Training:
 
     def _test_set(self) -> TestSet:
         """The test list, checked before hours of training and not after."""
-        from vadclip.clip import clip_sizes
+        from vadclip.clip import clip_config
         from vadclip.features import read_features
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
@@ -245,7 +262,7 @@ class _Training:
         check_apart(self.listed, listed)
         annotations = read_annotations(arguments.annotations)
         events = None if arguments.events is None else read_annotations(arguments.events)
-        width = clip_sizes(self.clip.state_dict())[1]
+        width = clip_config(self.clip)[1]
         listed = one_crop(listed, self.preset.centre_crop)
         if (remark := crop_remark(listed, self.preset.centre_crop)) is not None:
             print(f"vadclip: {remark}", file=sys.stderr)

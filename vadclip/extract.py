@@ -269,16 +269,60 @@ def _write(path: Path, values: NDArray[Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def clip_name(source: str) -> str:
-    """What a sidecar calls the CLIP of a checkpoint or of open_clip's tag: a file by its name and SHA-256."""
+def clip_name(source: str, clip: Any) -> str:
+    """What a sidecar calls a CLIP of :func:`open_clip_model`: a file by its name and SHA-256, then its arithmetic.
+
+    The same weights give other features with another activation or other heads than OpenAI's, so these are named too.
+    """
+    from vadclip.clip import clip_config
+    from vadclip.clip_models import HEAD_WIDTH
+
+    config, _ = clip_config(clip)
+    arithmetic = "fp32"
+    if config.activation != "quickgelu":
+        arithmetic += f",{config.activation}"
+    if config.vision_width != HEAD_WIDTH * config.vision_heads:
+        arithmetic += f",heads={config.vision_heads}"
+    if _is_file(source):
+        return f"{Path(source).name} {sha256(Path(source))} {arithmetic}"
+    return f"open_clip {source} {arithmetic}"
+
+
+def open_clip_model(source: str, clip_model: str | None = None) -> Any:
+    """The CLIP of a file (:func:`vadclip.checkpoint.load_clip`) or of open_clip's pretrained weights by name.
+
+    Args:
+        source: a file of weights, or a name as :func:`vadclip.clip.pretrained` takes it.
+        clip_model: which CLIP a file is, where nothing else tells.
+
+    Raises:
+        UserError: neither of the two, or it cannot be loaded.
+    """
+    from vadclip.clip import pretrained
+
+    if _is_file(source):
+        from vadclip.checkpoint import load_clip
+
+        return load_clip(source, clip_model)
+    if clip_model is not None:
+        raise UserError(f"{source} is a name of weights, not a file, and says which CLIP it is: leave --clip-model out")
+    return pretrained(source)
+
+
+def _is_file(source: str) -> bool:
     path = Path(source)
-    if path.exists() or path.suffix:
-        return f"{path.name} {sha256(path)} fp32"
-    return f"open_clip {source} fp32"
+    return path.exists() or bool(path.suffix)
 
 
-def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precision: str = "auto") -> Encoder:
-    """The image encoder of a bundle's folder, of a VadCLIP checkpoint, or of open_clip's tag (``openai``).
+def open_encoder(
+    source: str,
+    *,
+    batch: int = 8,
+    backend: str = "auto",
+    precision: str = "auto",
+    clip_model: str | None = None,
+) -> Encoder:
+    """The image encoder of a bundle's folder, or of a CLIP as :func:`open_clip_model` takes it.
 
     A bundle is the fast one and needs no torch; its backend and arithmetic are part of the name.
 
@@ -287,6 +331,8 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
     """
     path = Path(source)
     if path.is_dir():
+        if clip_model is not None:
+            raise UserError(f"{source} is a bundle, which says which CLIP it holds: leave --clip-model out")
         from vadrun.engine import Engine
 
         engine = Engine.load(path, backend, precision=precision, batch=batch)
@@ -295,16 +341,10 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
         return Encoder(engine.encode, model.image_size, f"{graph} {digest} {engine.backend.precision}", batch)
     import torch
 
-    from vadclip.clip import pretrained
     from vadclip.device import find_device
     from vadclip.images import normalise
 
-    if path.exists() or path.suffix:
-        from vadclip.checkpoint import load_clip
-
-        clip: Any = load_clip(path)
-    else:
-        clip = pretrained(source)
+    clip = open_clip_model(source, clip_model)
     device = find_device(model=clip.eval())
 
     @torch.inference_mode()
@@ -312,4 +352,4 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
         features: torch.Tensor = clip.encode_image(normalise(frames).to(device))
         return np.asarray(features.cpu().numpy(), np.float32)
 
-    return Encoder(encode, int(clip.visual.image_size[0]), clip_name(source), batch)
+    return Encoder(encode, int(clip.visual.image_size[0]), clip_name(source, clip), batch)

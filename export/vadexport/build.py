@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class BuildOptions:
     anomaly: Anomaly | None = None
     mask_padding: bool = False
     clip: str | None = None
+    clip_model: str | None = None
     mirror: bool | None = None
     crop: str = "center"
     sampling: Sampling | None = None
@@ -92,6 +93,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         anomaly=options.anomaly,
         mask_padding=options.mask_padding,
         clip=options.clip,
+        clip_model=options.clip_model,
     ).eval()
     config = model.config
     if config.design != Design():
@@ -135,9 +137,13 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             if role == "head":
                 graph = _head(weights, config)
             elif chosen_by is None:
-                graph = encoder_graph(_visual(weights), config.clip.vision_heads, options.precision)
+                clip = config.clip
+                graph = encoder_graph(
+                    _visual(weights), clip.vision_heads, options.precision, activation=clip.activation
+                )
             else:
-                graph, own, record = int8_graph(_visual(weights), config.clip.vision_heads, chosen_by, say)
+                clip = config.clip
+                graph, own, record = int8_graph(_visual(weights), clip.vision_heads, chosen_by, say, clip.activation)
                 more = {"int8": record.to_json()}
             graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph), **more}
             onnx.save(graph, folder / name)
@@ -173,7 +179,12 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             sampling=sampling,
             files=files,
             forms=forms,
-            checkpoint={"name": options.checkpoint.name, "sha256": checkpoint_sha256(options.checkpoint)},
+            checkpoint={
+                "name": options.checkpoint.name,
+                "sha256": checkpoint_sha256(options.checkpoint),
+                # What reading the same checkpoint again needs to be told (vadexport.original).
+                "clip": {"weights": options.clip, "config": asdict(config.clip)},
+            },
             graphs=graphs,
         )
         verification = certificate.verify(folder, say, options.limits)

@@ -53,7 +53,14 @@ def parser() -> argparse.ArgumentParser:
     m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
     m.add_argument("--anomaly", metavar="BRANCH", help="confidence or alignment: the branch that scores")
     m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
-    m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
+    m.add_argument(
+        "--clip", metavar="TAG", help="CLIP for a checkpoint without it: openai, or MODEL/TAG of open_clip's weights"
+    )
+    m.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a .pth holds: openai (default), ViT-B-16 or another of open_clip's model names, or its .json",
+    )
     v = b.add_argument_group("how video becomes frames (kept in the bundle)")
     v.add_argument(
         "--sample",
@@ -197,6 +204,7 @@ def _build(arguments: argparse.Namespace) -> int:
         anomaly=arguments.anomaly,
         mask_padding=arguments.mask_padding,
         clip=arguments.clip,
+        clip_model=arguments.clip_model,
         mirror=arguments.mirror,
         crop=arguments.crop,
         sampling=sampling,

@@ -57,19 +57,14 @@ class _Torch:
         try:
             import torch
 
-            from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
             from vadclip.images import normalise
+            from vadexport.original import original
         except ModuleNotFoundError as error:
             raise UserError(
                 f"--checkpoint needs {error.name}, which is not installed: pip install 'vadclip-edge[export]', or give "
                 "--reference with a float32 bundle of the same checkpoint"
             ) from error
-        if checkpoint_sha256(checkpoint) != bundle.manifest["checkpoint"]["sha256"]:
-            raise UserError(f"{checkpoint} is not the checkpoint that {bundle.root} was built from: name that one")
-        info = bundle.model
-        self._model = load_checkpoint(
-            checkpoint, labels=list(info.labels), window=info.window, heads=info.heads, mask_padding=info.mask_padding
-        )
+        self._model = original(bundle, checkpoint)
         self._torch, self._normalise = torch, normalise
         self.description = f"PyTorch {torch.__version__} float32"
 

@@ -161,28 +161,26 @@ def _from_checkpoint(
     bundle: Bundle, checkpoint: Path, classes: Sequence[ClassName], say: Callable[[str], None]
 ) -> tuple[Floats, Probe, dict[str, Any]]:
     try:
-        from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
+        from vadexport.original import original
         from vadexport.reference import answer, class_embeddings
     except ModuleNotFoundError as error:
         raise UserError(
             f"relabelling from a checkpoint needs {error.name}, which is not installed: pip install "
             "'vadclip-edge[export]', or give --text with embeddings that were made elsewhere"
         ) from error
-    digest = checkpoint_sha256(checkpoint)
-    if digest != bundle.manifest["checkpoint"]["sha256"]:
-        raise UserError(
-            f"{checkpoint} is not the checkpoint that {bundle.root} was built from "
-            f"({bundle.manifest['checkpoint']['name']}): name that one"
-        )
-    info = bundle.model
-    model = load_checkpoint(
-        checkpoint, labels=list(info.labels), window=info.window, heads=info.heads, mask_padding=info.mask_padding
-    )
+    model = original(bundle, checkpoint)
     say(f"encoding {len(classes)} class prompts with PyTorch")
     embeddings = class_embeddings(model, [entry.words for entry in classes])
     frames = Probe.load(bundle.path("probe"), bundle.model).frames
     say(f"running {len(frames)} probe frames through PyTorch")
-    return embeddings, answer(model, frames, embeddings), {"name": checkpoint.name, "sha256": digest}
+    return (
+        embeddings,
+        answer(model, frames, embeddings),
+        {
+            "name": checkpoint.name,
+            "sha256": bundle.manifest["checkpoint"]["sha256"],
+        },
+    )
 
 
 def _from_file(bundle: Bundle, path: Path, count: int) -> Floats:
