@@ -138,9 +138,10 @@ def parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser(
         "verify",
-        help="run the certificate on this machine",
+        help="run the certificate on this machine, and add the result to the bundle",
         description="Run every artifact against PyTorch's stored answers, with each backend that is there; with "
-        "--videos also on footage of your own, against float32.",
+        "--videos also on footage of your own, against float32. The result is added to the bundle's certificate.json, "
+        "which inspect prints. Engines of compile --for that pass here are marked as checked; nothing else changes.",
     )
     c.add_argument("bundle", type=Path, metavar="DIR")
     c.add_argument("--json", action="store_true", help="for machines")
@@ -322,15 +323,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from vadexport import certificate
     from vadexport.footage import FootageCertificate, footage_table, open_reference
-    from vadrun.bundle import Bundle
+    from vadrun.bundle import CERTIFICATE, Bundle
 
     labelled = bool(arguments.videos and arguments.annotations)
     changes, steps = certificate.parse_limits(arguments.limits, labelled=labelled), _Steps()
     if not arguments.videos and (arguments.annotations or arguments.checkpoint or arguments.reference):
         raise UserError("--annotations, --checkpoint and --reference are of footage: give --videos too")
     further = None
+    bundle = Bundle.open(arguments.bundle)
     if arguments.videos:
-        bundle = Bundle.open(arguments.bundle)
         reference = open_reference(bundle, arguments.checkpoint, arguments.reference)
         further = FootageCertificate(bundle, arguments.videos, reference, arguments.annotations, say=steps)
     verification = certificate.verify(arguments.bundle, steps, changes, further)
@@ -338,7 +339,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     if verification.footage and not arguments.json:
         print()
         print(footage_table(verification.footage))
-    certificate.write(arguments.bundle, verification, Bundle.open(arguments.bundle).sha256)
+    runs = certificate.write(arguments.bundle, verification, bundle.sha256)
+    place = arguments.bundle / CERTIFICATE
+    steps(f"added to {place}, which holds {runs} run{'s' if runs > 1 else ''} now")
     if not verification.passed:
         print("vadexport: a check failed on this machine (table above)", file=sys.stderr)
         return FAILED

@@ -234,10 +234,7 @@ class Bundle:
         Raises:
             UserError: it does not read, or is something else.
         """
-        path = self.root / CERTIFICATE
-        if not os.path.lexists(path):
-            return None
-        return dict(load_json(path, _CERTIFICATE, f"run vadexport verify {self.root}"))
+        return read_certificate(self.root)
 
     def certificate_remark(self) -> str | None:
         """What a run should say of the certificate: that it does not read, or is of another bundle; None: nothing.
@@ -280,6 +277,18 @@ class Bundle:
             raise UserError(
                 f"{path} takes weights from {name[:80]!r}, a file that {MANIFEST} does not list: build the bundle again"
             )
+
+
+def read_certificate(root: Path) -> dict[str, Any] | None:
+    """The certificate of a bundle, or None where there is none yet.
+
+    Raises:
+        UserError: it does not read, or is something else.
+    """
+    path = root / CERTIFICATE
+    if not os.path.lexists(path):
+        return None
+    return dict(load_json(path, _CERTIFICATE, f"run vadexport verify {root}"))
 
 
 def write_manifest(

@@ -189,6 +189,8 @@ def _run(arguments: argparse.Namespace) -> int:
         # Makes --out, so only once the engine is known to work.
         targets = _places(sources, arguments.source, arguments.out)
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
+        if engine.remark is not None:
+            _remark(arguments, engine.remark)
         return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate, calibration)
 
 

@@ -34,6 +34,7 @@ class Engine:
         self.why = why  # why this backend was taken
         self.batch = min(batch, backend.batch_limit or batch)  # frames that one call of the encoder takes at most
         self._text = bundle.text()
+        self.remark = bundle.certificate_remark()  # what should be said of its certificate; None: nothing
 
     @classmethod
     def load(

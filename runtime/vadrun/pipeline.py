@@ -87,7 +87,7 @@ class VideoResult:
             "damage": self.damage,
             "note": self.note,
             "gate": self.gate,
-            "bundle": {"path": str(bundle.root), "sha256": bundle.sha256},
+            "bundle": {"path": str(bundle.root), "sha256": bundle.sha256, "remark": engine.remark},
             "backend": {
                 "name": backend.name,
                 "device": backend.device,

@@ -186,6 +186,7 @@ class Text:
 
     Attributes:
         least, most: characters.
+        plain: refuse control characters; a file's name may hold them.
         among: the only texts that are allowed; empty for any.
         pattern: a regular expression for the whole of it.
         wanted: how a sentence names it.
@@ -193,6 +194,7 @@ class Text:
 
     least: int = 0
     most: int = 10_000
+    plain: bool = True
     among: Sequence[str] = ()
     pattern: str | None = None
     wanted: str = "a text"
@@ -206,7 +208,7 @@ class Text:
             raise Misfit(key, value, self.wanted)
         if not self.least <= len(value) <= self.most:
             raise Misfit(key, value, f"{self.wanted} of {self.least} to {self.most} characters")
-        if _CONTROL.search(value):
+        if self.plain and _CONTROL.search(value):
             raise Misfit(key, value, f"{self.wanted} without control characters")
         if self.pattern is not None and not re.fullmatch(self.pattern, value):
             raise Misfit(key, value, self.wanted)

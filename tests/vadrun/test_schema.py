@@ -38,6 +38,7 @@ HERE = Where("a.json", "write it again")
     ("description", "value"),
     [
         (Text(), "Zürich 汽车"),
+        (Text(plain=False), "a\nb"),
         (Text(among=("a", "b")), "b"),
         (Text(pattern="[0-9a-f]+"), "00ff"),
         (FileName(), "encoder.fp32.onnx"),
