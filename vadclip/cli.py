@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="VIDEO",
-        help="video files, folders of them, or a CSV list (path,label), for which one of the features is written too",
+        help="video files, folders of them, folders of frames (with --rate), or a CSV list (path,label), for which one "
+        "of the features is written too",
     )
     e.add_argument("--out", required=True, type=Path, metavar="DIR", help="where NAME__0.npy ... go")
     e.add_argument(
@@ -58,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
         "model names, or its configuration (.json)",
     )
     e.add_argument("--root", type=Path, metavar="DIR", help="where the videos of a list lie now")
+    e.add_argument(
+        "--rate", type=float, metavar="FPS", help="read folders of numbered images as videos of so many frames a second"
+    )
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
@@ -154,23 +158,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def _extract(arguments: argparse.Namespace) -> int:
     from vadclip.extract import ExtractOptions, check_list, extract, open_encoder, write_list
+    from vadclip.frames import named_footage
     from vadclip.lists import read_video_list
-    from vadrun.inputs import named_videos
     from vadrun.sampling import Sampling
 
-    lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
+    frames = arguments.rate is not None
+    lists = {
+        path: read_video_list(path, arguments.root, folders=frames)
+        for path in arguments.source
+        if path.suffix.lower() == ".csv"
+    }
     if len({path.name for path in lists}) < len(lists):
         raise UserError("two lists have one name, and so would the lists of their features: rename one")
     for path in lists:
         check_list(arguments.out / path.name, path)
     listed = [video for rows in lists.values() for video, _ in rows]
-    videos = named_videos([*(path for path in arguments.source if path not in lists), *listed])
+    others = named_footage([path for path in arguments.source if path not in lists], arguments.rate)
+    videos = list(dict.fromkeys([*others, *listed]))
     sampling = Sampling(
         pick=arguments.sample,
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream)
+    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate)
     encoder = open_encoder(
         arguments.encoder,
         batch=arguments.batch,

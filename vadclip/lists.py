@@ -150,10 +150,13 @@ def load_list(path: str | Path, preset: Preset, root: str | Path | None = None, 
     return FeatureList(str(path), files, tuple(label for _, _, label in rows), targets)
 
 
-def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tuple[Path, str]]:
+def read_video_list(
+    path: str | Path, root: str | Path | None = None, *, folders: bool = False
+) -> list[tuple[Path, str]]:
     """A list of videos in place of feature files, as ``vadclip extract`` takes it: each video and its label.
 
-    Paths are found as in :func:`load_list`; what the labels mean is not looked at.
+    Paths are found as in :func:`load_list`; what the labels mean is not looked at. With ``folders`` it may name folders
+    of frames.
 
     Raises:
         UserError: the file cannot be read, has another form, holds no row, or a video is missing.
@@ -166,8 +169,14 @@ def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tu
         raise UserError(
             f"{path} lists feature files (such as {features}) where videos are wanted: name the list of the videos"
         )
-    videos = places(path, [text for _, text, _ in rows], root)
-    missing = [video for video in videos if not video.is_file()]
+    videos = places(path, [text for _, text, _ in rows], root, Path.exists)
+    folder = next((video for video in videos if video.is_dir()), None)
+    if folder is not None and not folders:
+        raise UserError(
+            f"{path} lists folders (such as {folder}) where video files are wanted: if they hold the frames of videos,"
+            " give their frames per second as --rate"
+        )
+    missing = [video for video in videos if not video.exists()]
     if missing:
         raise UserError(
             f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {redacted(missing[0])}:"
