@@ -16,23 +16,22 @@ from numpy.typing import NDArray
 
 from vadclip.groundtruth import Event as LabelledEvent
 from vadclip.groundtruth import read_annotations, video_name
+from vadclip.intervals import LEAST_VIDEOS
 from vadexport.certificate import Limits, arithmetic
 from vadexport.comparison import (
-    LEAST_VIDEOS,
     Difference,
     EventChanges,
     event_changes,
     ranking_differences,
-    score_differences,
 )
 from vadrun.bundle import Bundle
 from vadrun.console import table
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
-from vadrun.scoring import Scores, scores_from_logits
+from vadrun.inputs import named_videos
+from vadrun.scoring import Scores, score_differences, scores_from_logits
 from vadrun.selftest import cosines
-from vadrun.sources import named_videos
 from vadrun.video import Snippet, Video
 
 _CHUNK = 64  # snippets whose images are in memory at once
@@ -198,6 +197,9 @@ class FootageCertificate:
                 finite = False
                 continue
             scores = engine.score(features)
+            if not scores.finite:
+                finite = False
+                continue
             differences.append(score_differences(scores, answers.scores))
             changes += event_changes(self._events(scores, answers), self._events(answers.scores, answers))
             measured.append(scores.anomaly)
