@@ -99,8 +99,8 @@ def _settled(wanted: Sequence[Place]) -> list[Place]:
     listed: dict[Path, set[str]] = {}
     for number in sorted(range(len(wanted)), key=lambda number: wanted[number].source):
         place = wanted[number]
-        folder = held.get(number)
-        if folder is None:
+        folder = held.get(number, place.spare)
+        if number not in held:
             free = taken.get(_alike(str(place.folder)), place.source) == place.source
             folder = place.folder if free and _is_free(place.folder, listed) else place.spare
             taken[_alike(str(folder))] = place.source

@@ -79,7 +79,7 @@ def _made(target: Path, ending: str, make: Callable[[Path], object]) -> Iterator
     """A new temporary file or folder, locked while the block runs."""
     while True:
         path = target.with_name(f"{_stem(target.name)}{secrets.token_hex(4)}{ending}")
-        descriptor = -1
+        descriptor, ours = -1, os.getpid()
         leftovers.add(path)
         try:
             make(path)
@@ -93,7 +93,8 @@ def _made(target: Path, ending: str, make: Callable[[Path], object]) -> Iterator
         finally:
             try:
                 with uninterrupted():
-                    _remove(path)
+                    if os.getpid() == ours:  # a process that was forked of this one ends with a copy of this block
+                        _remove(path)
                     leftovers.discard(path)
             finally:
                 if descriptor >= 0:
