@@ -38,6 +38,9 @@ RESULT = "result.json"
 # result.json while the other files of a folder are being replaced.
 _BEFORE = f".{RESULT}.before"
 
+# A result.json that is larger is not ours: one event takes 200 bytes.
+_MOST_BYTES = 256 << 20
+
 # Names that Windows gives to devices, and that a disk or share of it cannot take for a folder.
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
 
@@ -125,8 +128,11 @@ def folder_name(source: Path, *, alone: bool = True) -> str:
 def belongs(folder: Path, source: str) -> bool:
     """Whether ``vadrun`` wrote this folder, for this video."""
     for name in (RESULT, _BEFORE):
+        path = folder / name
         try:
-            value: Any = json.loads((folder / name).read_text(encoding="utf-8"))
+            if not path.is_file() or path.stat().st_size > _MOST_BYTES:  # a pipe of that name would be waited for
+                continue
+            value: Any = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
         return isinstance(value, Mapping) and value.get("path") == source and "bundle" in value
