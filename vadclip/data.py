@@ -250,8 +250,10 @@ def _index_of(cache: Path, key: str) -> dict[str, Any] | None:
 def _pack(
     listed: FeatureList, width: int, positions: int, cache: Path, key: str, progress: Progress | None
 ) -> dict[str, Any]:
-    if cache.exists() and not (cache / "index.json").is_file() and (not cache.is_dir() or any(cache.iterdir())):
-        raise UserError(f"{cache} is something else than packed features: name another place for the cache")
+    if cache.exists():
+        held = {path.name for path in cache.iterdir()} if cache.is_dir() else {""}
+        if held and ("index.json" not in held or held - {"index.json", "features.bin"}):
+            raise UserError(f"{cache} is something else than packed features: name another place for the cache")
     digest, lengths, half = hashlib.sha256(), [], []
     try:
         with whole_directory(cache, replace=True) as folder:
