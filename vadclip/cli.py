@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vadclip import evaluate, evaluate_command
-from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
+from vadrun.console import BAD_INPUT, CODES, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
     from vadclip.config import Design
-    from vadclip.evaluate import Evaluation, TestSet
+    from vadclip.evaluation import Evaluation
+    from vadclip.testset import TestSet
     from vadclip.train import Result
 
 
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="vadclip",
         description="Make features for VadCLIP, train it on them, and evaluate it.",
-        epilog="exit codes: 0 done; 1 done, but a video was damaged or could not be read; 2 an input cannot be used.",
+        epilog=CODES,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -40,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="VIDEO",
-        help="video files, folders of them, or a CSV list (path,label), for which one of the features is written too",
+        help="video files, folders of them, folders of frames (with --rate), or a CSV list (path,label), for which one "
+        "of the features is written too",
     )
     e.add_argument("--out", required=True, type=Path, metavar="DIR", help="where NAME__0.npy ... go")
     e.add_argument(
@@ -57,10 +59,14 @@ def parser() -> argparse.ArgumentParser:
         "model names, or its configuration (.json)",
     )
     e.add_argument("--root", type=Path, metavar="DIR", help="where the videos of a list lie now")
+    e.add_argument(
+        "--rate", type=float, metavar="FPS", help="read folders of numbered images as videos of so many frames a second"
+    )
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
     e.add_argument("--dtype", default="float16", metavar="T", help="float16 (default) or float32")
+    e.add_argument("--stream", type=int, metavar="N", help="number of the video stream (default: each file's main one)")
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
@@ -146,28 +152,35 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
     commands = {"extract": _extract, "train": _train, "ablate": _ablate, "evaluate": evaluate_command.run}
-    return run_command("vadclip", lambda: commands[arguments.command](arguments))
+    keeps = arguments.command != "evaluate" or arguments.out is not None
+    return run_command("vadclip", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
 def _extract(arguments: argparse.Namespace) -> int:
     from vadclip.extract import ExtractOptions, check_list, extract, open_encoder, write_list
+    from vadclip.frames import named_footage
     from vadclip.lists import read_video_list
     from vadrun.sampling import Sampling
-    from vadrun.sources import named_videos
 
-    lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
+    frames = arguments.rate is not None
+    lists = {
+        path: read_video_list(path, arguments.root, folders=frames)
+        for path in arguments.source
+        if path.suffix.lower() == ".csv"
+    }
     if len({path.name for path in lists}) < len(lists):
         raise UserError("two lists have one name, and so would the lists of their features: rename one")
     for path in lists:
         check_list(arguments.out / path.name, path)
     listed = [video for rows in lists.values() for video, _ in rows]
-    videos = named_videos([*(path for path in arguments.source if path not in lists), *listed])
+    others = named_footage([path for path in arguments.source if path not in lists], arguments.rate)
+    videos = list(dict.fromkeys([*others, *listed]))
     sampling = Sampling(
         pick=arguments.sample,
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype)
+    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate)
     encoder = open_encoder(
         arguments.encoder,
         batch=arguments.batch,
@@ -187,7 +200,7 @@ def _extract(arguments: argparse.Namespace) -> int:
     for path, rows in lists.items():
         named = write_list(arguments.out / path.name, rows, options.crops)
         print(f"list of {named} of {len(rows)} videos in {arguments.out / path.name}")
-    for sentence in (*report.damaged, *report.failed):
+    for sentence in (*report.remarks, *report.damaged, *report.failed):
         print(f"vadclip: {sentence}", file=sys.stderr)
     if report.failed and not report.written + report.kept:
         return BAD_INPUT
@@ -250,10 +263,10 @@ class _Training:
     def _test_set(self) -> TestSet:
         """The test list, checked before hours of training and not after."""
         from vadclip.clip import clip_config
-        from vadclip.features import read_features
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
         from vadclip.sidecar import check_test_features, common_settings
+        from vadclip.testset import read_test_set
 
         arguments = self.arguments
         if arguments.annotations is None:
@@ -266,10 +279,10 @@ class _Training:
         listed = one_crop(listed, self.preset.centre_crop)
         if (remark := crop_remark(listed, self.preset.centre_crop)) is not None:
             print(f"vadclip: {remark}", file=sys.stderr)
-        test = evaluate.read_test_set(listed, self.preset, width, annotations, events)
+        test = read_test_set(listed, self.preset, width, annotations, events)
         check_test_features(test.settings, common_settings(self.listed.paths), "the training list")
-        for path in listed.paths:
-            read_features(path, width)  # NaN too is found now
+        for index in range(len(listed)):
+            listed.read(index, width)  # NaN too is found now
         return test
 
     def run(self, design: Design | None, seed: int, out: Path, cache: bool | Path = True) -> Result:
@@ -283,7 +296,7 @@ class _Training:
         if arguments.select == "test":
             assert self.test is not None
             masks = [truth.mask for truth in self.test.truths]
-            scorer = snippet_scorer(self.test.listed.paths, masks, model.config)
+            scorer = snippet_scorer(self.test.listed, masks, model.config)
 
         def say(line: str) -> None:
             bar.clear()

@@ -39,7 +39,7 @@ from vadclip.recipes import Recipe
 from vadclip.selection import Scorer, video_scorer
 from vadclip.sidecar import common_settings
 from vadrun.errors import UserError
-from vadrun.files import write_json
+from vadrun.files import whole_file, write_json
 
 Select = Literal["validation", "test", "last"]
 Precision = Literal["auto", "float32", "mixed"]
@@ -373,7 +373,7 @@ def train(
             trained on; ``test`` those that are best by ``scorer``, which the released code lets the TEST list
             decide; ``last`` the last ones, trained on all of the list.
         scorer: for ``select="test"``: :func:`snippet_scorer` or :func:`video_scorer` of the test list.
-        test_set: what tells this test list from others (:attr:`vadclip.evaluate.TestSet.fingerprint`): a run is not
+        test_set: what tells this test list from others (:attr:`vadclip.testset.TestSet.fingerprint`): a run is not
             gone on with by another one's scores.
         validation: share of the videos that are set aside.
         crop: number of the crop to validate on, :attr:`vadclip.presets.Preset.centre_crop`.
@@ -491,11 +491,8 @@ def _weights_sha256(model: VadCLIP) -> str:
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        write(temporary)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            write(temporary)
     except (OSError, RuntimeError) as error:  # torch.save says a full disk with a RuntimeError
         raise UserError(f"{path} cannot be written ({error}): make room or name another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ wherever it allows that.
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import zipfile
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from vadclip.torchscript import ArchiveError, calls, state_dict
 from vadrun.errors import UserError
-from vadrun.files import sha256
+from vadrun.files import sha256, whole_file
 
 # Parts of names that come from what a model was wrapped in: torch.nn.DataParallel and DistributedDataParallel,
 # torch.compile, FSDP, activation checkpointing. No weight's own name has one.
@@ -91,17 +90,13 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str,
         UserError: the place cannot be written to.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(weights, temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors leaves 0600, which other users could not read
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            mode = temporary.stat().st_mode
+            save_file(weights, temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors leaves 0600, which other users could not read
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error}): name a file in a writable folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def checkpoint_sha256(path: str | Path) -> str:

@@ -16,10 +16,10 @@ from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.files import sha256
+from vadrun.inputs import find_videos, named_videos
 from vadrun.pipeline import run_video
+from vadrun.places import RESULT
 from vadrun.schema import SHA256, Anything, Maybe, Number, Record, Text, Where, Whole, load_json, read_file
-from vadrun.sinks import RESULT
-from vadrun.sources import find_videos, named_videos
 
 _SCORES = "scores.csv"
 _MOST_BYTES = 256 << 20  # of scores.csv: about a month of snippets with 14 classes
@@ -83,7 +83,7 @@ def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lam
     """
     found: list[Footage] = []
     for path in paths:
-        results = sorted(path.rglob(RESULT)) if path.is_dir() else []
+        results = _results(path)
         if results:
             if videos := find_videos(path):
                 raise UserError(
@@ -115,6 +115,12 @@ def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lam
                 f"({int(bad.sum())} of {len(bad)} snippets): score it again, or leave it out"
             )
     return found
+
+
+def _results(path: Path) -> list[Path]:
+    """Each ``result.json`` in a folder and below; what a run that was killed has left in hidden folders is none."""
+    found = sorted(path.rglob(RESULT)) if path.is_dir() else []
+    return [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
 
 
 def _rising(spans: Floats) -> bool:

@@ -30,8 +30,8 @@ from vadrun.errors import UserError
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.feeding import images_of
 from vadrun.gate import GateRule, Verdict
+from vadrun.inputs import named_videos
 from vadrun.scoring import Scores
-from vadrun.sources import named_videos
 from vadrun.video import Snippet, Video
 
 # Shares of the picture that are tried, from "nothing at all may change" to half of it.

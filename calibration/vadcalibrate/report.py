@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from vadcalibrate.document import GATE, gate_summary, summary
 from vadcalibrate.rates import rate_above, rate_below
 from vadrun.calibration import Calibration
+from vadrun.files import printable
 from vadrun.schema import Anything, Flag, List, Maybe, Number, Record, Schema, Table, Text, Where, Whole, validate
 
 INDEX = "index.html"
+OTHERS = (INDEX, "scores.png", "events.png", "reliability.png")  # beside alarms.png or gate.png
 _DPI = 100
 _STYLE = (
     "body{font-family:sans-serif;margin:2em auto;max-width:72em;padding:0 1em}"
@@ -153,7 +155,7 @@ def write_report(calibration: Calibration, folder: Path) -> None:
         raise where.error(f"it does not show ({error})") from error
     for name, _, figure in figures:
         figure.savefig(folder / name, dpi=_DPI)
-    (folder / INDEX).write_text("\n".join([*parts, "</body></html>", ""]), encoding="utf-8")
+    (folder / INDEX).write_text(printable("\n".join([*parts, "</body></html>", ""])), encoding="utf-8")
 
 
 def _text(value: dict[str, Any], part: dict[str, Any], text: str) -> list[str]:

@@ -33,6 +33,8 @@ from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 
 PRECISIONS = ("fp32", "fp16", "int8")
+# What a bundle may hold beside its manifest: a build with --force replaces these and nothing else.
+OTHERS = ("certificate.json", "*.onnx", "text.npy", "probe.npz", "engines")
 
 
 class ParityError(Exception):
@@ -79,7 +81,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
     """
     if options.precision not in PRECISIONS:
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
-    check_place(options.out, replace=options.force, marks=["manifest.json"], kind="a bundle")
+    check_place(options.out, replace=options.force, marks=["manifest.json"], others=OTHERS, kind="a bundle")
     ranges = _ranges(options)
     chosen_by = ranges if ranges is None or options.probe else replace(ranges, frames=ranges.frames[::2])
 

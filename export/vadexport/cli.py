@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vadrun.console import DAMAGED, run_command, version
+from vadrun.console import CODES, DAMAGED, run_command, version
 from vadrun.errors import UserError
+from vadrun.files import json_text
 
 if TYPE_CHECKING:
     from vadexport.compile import CompileOptions
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="vadexport",
         description="Turn a VadCLIP checkpoint into a bundle that vadrun runs without PyTorch.",
-        epilog="exit codes: 0 done; 1 a check against PyTorch failed; 2 an input cannot be used.",
+        epilog=CODES,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -173,7 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
     commands = {"build": _build, "compile": _compile, "relabel": _relabel, "inspect": _inspect, "verify": _verify}
-    return run_command("vadexport", lambda: commands[arguments.command](arguments))
+    keeps = arguments.command != "inspect"
+    return run_command("vadexport", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -315,7 +316,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from vadexport.inspect import describe, report
 
     description = describe(arguments.bundle)
-    print(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else report(description))
+    print(json_text(description) if arguments.json else report(description))
     return 0
 
 
@@ -334,7 +335,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         reference = open_reference(bundle, arguments.checkpoint, arguments.reference)
         further = FootageCertificate(bundle, arguments.videos, reference, arguments.annotations, say=steps)
     verification = certificate.verify(arguments.bundle, steps, changes, further)
-    print(json.dumps(verification.to_json(), indent=2) if arguments.json else verification.table())
+    print(json_text(verification.to_json()) if arguments.json else verification.table())
     if verification.footage and not arguments.json:
         print()
         print(footage_table(verification.footage))

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from vadclip.groundtruth import Event as LabelledEvent
 from vadclip.groundtruth import read_annotations, video_name
+from vadclip.intervals import LEAST_VIDEOS
 from vadexport.certificate import Limits, arithmetic
 from vadexport.comparison import (
-    LEAST_VIDEOS,
     Difference,
     EventChanges,
     event_changes,
@@ -29,9 +29,9 @@ from vadrun.console import table
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
+from vadrun.inputs import named_videos
 from vadrun.scoring import Scores, score_differences, scores_from_logits
 from vadrun.selftest import cosines
-from vadrun.sources import named_videos
 from vadrun.video import Snippet, Video
 
 _CHUNK = 64  # snippets whose images are in memory at once

@@ -1,3 +1,4 @@
+import itertools
 from datetime import date
 from pathlib import Path
 
@@ -11,11 +12,10 @@ from vadrun.schema import Where
 WHERE = Where("classes.yaml", "write it again")
 LEVELS = "abcdefghi"
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in zip(LEVELS, LEVELS[1:], strict=False)
+    f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in itertools.pairwise(LEVELS)
 )
 MERGES = "a: &a {x: 1}\n" + "".join(
-    f"{name}: &{name} {{<<: [{','.join(['*' + before] * 10)}]}}\n"
-    for before, name in zip(LEVELS, LEVELS[1:], strict=False)
+    f"{name}: &{name} {{<<: [{','.join(['*' + before] * 10)}]}}\n" for before, name in itertools.pairwise(LEVELS)
 )
 
 

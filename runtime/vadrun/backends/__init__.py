@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vadrun.errors import UserError
+from vadrun.errors import UserError, lacks_memory, no_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -142,6 +142,7 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         chosen.sort(key=lambda entry: entry[0] == "openvino")
         passed_over.append("openvino:cpu comes last, for its INT8 gains nothing on a processor without VNNI")
     remedies: list[str] = []
+    short = False
     for known_name, known_device, module, class_name, install in chosen:
         label = f"{known_name}:{known_device}"
         kind: Any = getattr(import_module(module), class_name)
@@ -153,6 +154,7 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         try:
             backend, remark = _tested(kind, bundle, known_device, options, refuse_wrong)
         except BackendError as error:
+            short = short or lacks_memory(error)
             passed_over.append(f"{label} {error}")
             continue
         why = "named by the user" if name == label else "the first that works here"
@@ -161,6 +163,8 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         if passed_over:
             why += f" ({'; '.join(passed_over)})"
         return backend, why
+    if short:
+        raise no_memory(f"load {bundle.root}")
     advice = f"; to install: {' or '.join(dict.fromkeys(remedies))}" if remedies else ""
     raise UserError(f"no backend can run {bundle.root} here: {'; '.join(passed_over)}{advice}")
 

@@ -45,7 +45,7 @@ class OpenvinoBackend(Backend):
         """Version, and what the CPU computes in."""
         if find_spec("openvino") is None:
             return {}
-        openvino = _import_openvino()
+        openvino = import_openvino()
         core = openvino.Core()
         found = {"version": openvino.__version__.split("-")[0]}
         for device in core.available_devices:
@@ -54,7 +54,7 @@ class OpenvinoBackend(Backend):
         return found
 
     def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
-        openvino = _import_openvino()
+        openvino = import_openvino()
         self.library = f"openvino {openvino.__version__.split('-')[0]}"
         core = openvino.Core()
         capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -147,7 +147,7 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight_bytes: int
 
     The library's own cache has to read and hash a model that was rewritten, each time.
     """
-    openvino = _import_openvino()
+    openvino = import_openvino()
     kept: Path | None = None
     if folder is not None and hasattr(openvino, "tensor_from_file"):  # 2025.4
         kept = folder / f"{path.stem}-{_key(core, path, settings, weight_bytes, MOST_BYTES)}.blob"
@@ -172,12 +172,12 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight_bytes: int
 
 def _key(core: Any, path: Path, settings: dict[str, Any], *more: int) -> str:
     """What a compiled model depends on, beside the bundle: 16 hexadecimal digits."""
-    made_for = [_import_openvino().__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
+    made_for = [import_openvino().__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
     made_by = [version(), path.name, *more]
     return hashlib.sha256(json.dumps([*made_by, *made_for]).encode()).hexdigest()[:16]
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """OpenVINO without its telemetry: importing it would report to its makers, and a camera box calls nobody."""
     reporter = "openvino_telemetry"
     if reporter in sys.modules or "openvino" in sys.modules:
