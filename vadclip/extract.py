@@ -27,6 +27,7 @@ from vadrun.errors import UserError
 from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
+from vadrun.schema import Maybe, Record, Table, Text, Whole, load_json
 
 DTYPES = ("float16", "float32")
 DAMAGE = "damage.json"
@@ -241,16 +242,16 @@ def _check_sidecar(out: Path, encoder: Encoder, options: ExtractOptions, preproc
             )
 
 
+_DAMAGED = Table(Record({"bytes": Maybe(Whole()), "damage": Text(plain=False)}), key=Text(plain=False), most=100_000)
+
+
 def _read_damage(out: Path) -> dict[str, tuple[int | None, str]]:
     """Video name -> size in bytes and what is wrong with it, of those whose features do not go to their end."""
     path = out / DAMAGE
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: (entry["bytes"], str(entry["damage"])) for name, entry in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not read ({error}): remove it, or give another --out") from error
+    content = load_json(path, _DAMAGED, "remove it, or give another --out", most=64 << 20)
+    return {name: (entry["bytes"], entry["damage"]) for name, entry in content.items()}
 
 
 def _write_damage(out: Path, known: Mapping[str, tuple[int | None, str]]) -> None:
