@@ -131,3 +131,14 @@ def test_interlaced_streams_are_left_alone(tmp_path: Path) -> None:
     options = {"flags": "+ildct+ilme", "x264-params": "log-level=none:tff=1"}
     path = clips.write_clip(tmp_path / "clip.ts", 60, size=(320, 240), options=options)
     assert [video.damage for video in readings(path)] == [None, None, None]
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.mov", "clip.mkv"])
+def test_a_broken_jpeg_picture_is_told(tmp_path: Path, name: str) -> None:
+    path = clips.write_clip(tmp_path / name, 60, codec="mjpeg", pixel_format="yuvj420p", draw=noisy)
+    with Video(path) as video:
+        assert len(list(video.frames())) == 60 and video.damage is None
+    clips.spoil(path, 0.5, 300)
+    with Video(path) as video:
+        assert 58 <= len(list(video.frames())) <= 60
+        assert video.damage is not None
