@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vadclip import evaluate, evaluate_command
+from vadclip import evaluate, evaluate_command, features_command
 from vadrun.console import BAD_INPUT, CODES, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
 
@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
+    f = commands.add_parser("features", help="how features were made", description="Look at features that are there.")
+    features_command.add_arguments(f)
     t = commands.add_parser("train", help="feature files -> checkpoint", description=TRAIN)
     _add_train(t)
     t.add_argument("--seed", type=int, default=234, metavar="N", help="of weights and order (default 234)")
@@ -151,8 +153,14 @@ def _add_ablate(t: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    commands = {"extract": _extract, "train": _train, "ablate": _ablate, "evaluate": evaluate_command.run}
-    keeps = arguments.command != "evaluate" or arguments.out is not None
+    commands = {
+        "extract": _extract,
+        "features": features_command.run,
+        "train": _train,
+        "ablate": _ablate,
+        "evaluate": evaluate_command.run,
+    }
+    keeps = getattr(arguments, "out", None) is not None
     return run_command("vadclip", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
