@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
+    e.add_argument(
+        "--preprocessing",
+        metavar="STYLE",
+        help="default, or reference: pixels as OpenCV makes them, as for the authors' features (default: the bundle's)",
+    )
     e.add_argument("--dtype", default="float16", metavar="T", help="float16 (default) or float32")
     e.add_argument("--stream", type=int, metavar="N", help="number of the video stream (default: each file's main one)")
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
@@ -188,7 +193,9 @@ def _extract(arguments: argparse.Namespace) -> int:
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate)
+    options = ExtractOptions(
+        arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate, arguments.preprocessing
+    )
     encoder = open_encoder(
         arguments.encoder,
         batch=arguments.batch,

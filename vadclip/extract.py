@@ -42,6 +42,7 @@ class Encoder:
     size: int  # S
     name: str  # for the sidecar: what features depend on
     batch: int
+    preprocessing: Preprocessing | None = None  # a bundle's own
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ExtractOptions:
         dtype: of the files, ``float16`` or ``float32``.
         stream: FFmpeg's number of the video stream to read; None for each file's main one.
         rate: frames per second of folders of frames; None: no folder is read as a video.
+        preprocessing: ``default`` or ``reference``, see :meth:`Preprocessing.for_size`; None: as the bundle that
+            encodes, or default.
     """
 
     crops: int = 1
@@ -61,6 +64,7 @@ class ExtractOptions:
     dtype: str = "float16"
     stream: int | None = None
     rate: float | None = None
+    preprocessing: str | None = None
 
     def __post_init__(self) -> None:
         if self.crops not in (1, 10):
@@ -108,7 +112,10 @@ def extract(
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(f"two videos are called {name!r}, and so would be their features: rename one")
-    preprocessing = Preprocessing.for_size(encoder.size)
+    if encoder.preprocessing is not None and options.preprocessing is None:
+        preprocessing = encoder.preprocessing
+    else:
+        preprocessing = Preprocessing.for_size(encoder.size, style=options.preprocessing or "default")
     _check_sidecar(out, encoder, options, preprocessing)
     report = Report()
     known = _read_damage(out)
@@ -354,7 +361,8 @@ def open_encoder(
         engine = Engine.load(path, backend, precision=precision, batch=batch)
         model, graph = engine.bundle.model, engine.backend.encoder_file
         digest = next(entry.sha256 for entry in engine.bundle.files if entry.name == graph)
-        return Encoder(engine.encode, model.image_size, f"{graph} {digest} {engine.backend.precision}", batch)
+        name = f"{graph} {digest} {engine.backend.precision}"
+        return Encoder(engine.encode, model.image_size, name, batch, engine.bundle.preprocessing)
     import torch
 
     from vadclip.device import find_device

@@ -19,6 +19,7 @@ from vadclip.images import normalise
 from vadclip.lists import load_list
 from vadclip.presets import PRESETS
 from vadclip.untrained import SMALL
+from vadexport.build import BuildOptions, build
 from vadrun import Engine, Video
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
@@ -70,6 +71,28 @@ def test_a_checkpoint_gives_what_its_bundle_gives(
     for name in ("a", "b"):
         fast, slow = (np.load(tmp_path / kind / f"{name}__0.npy") for kind in ("bundle", "torch"))
         np.testing.assert_allclose(fast, slow, atol=1e-4)
+
+
+def test_features_of_the_references_pixels(
+    footage: Path, bundles: dict[str, Path], ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = tmp_path / "bundle"
+    build(BuildOptions(ucf.checkpoint, reference, dataset="ucf", mirror=False, preprocessing="reference"))
+    common = (footage / "a.mp4", "--precision", "fp32", "--dtype", "float32")
+    # A bundle's own pixels, if nothing else is asked for.
+    assert run(*common, "--encoder", reference, "--out", tmp_path / "own") == 0
+    assert run(*common, "--encoder", bundles["ucf"], "--out", tmp_path / "asked", "--preprocessing", "reference") == 0
+    assert run(*common, "--encoder", reference, "--out", tmp_path / "ours", "--preprocessing", "default") == 0
+    own, asked, ours = (np.load(tmp_path / name / "a__0.npy") for name in ("own", "asked", "ours"))
+    np.testing.assert_allclose(own, asked, atol=1e-5)
+    assert np.abs(own - ours).max() > 1e-3
+    made = json.loads((tmp_path / "asked" / "features.json").read_text())["preprocessing"]
+    assert (made["interpolation"], made["untagged"]) == ("bilinear", "bt601-always")
+    # The two are never mixed.
+    assert run(*common, "--encoder", bundles["ucf"], "--out", tmp_path / "asked") == 2
+    assert "holds features made with preprocessing" in capsys.readouterr().err
+    assert run(*common, "--encoder", reference, "--out", tmp_path / "x", "--preprocessing", "cv2") == 2
+    assert "no preprocessing 'cv2'" in capsys.readouterr().err
 
 
 def test_another_stream_of_a_video_can_be_chosen(
