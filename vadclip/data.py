@@ -106,7 +106,7 @@ class PackedStore:
     def rows(self, index: int) -> NDArray[np.floating]:
         """As in :class:`FeatureStore`; a view of the mapped file."""
         part = self._bytes[self._starts[index] : self._starts[index + 1]]
-        kind = np.float16 if self._half[index] else np.float32
+        kind: type[np.floating] = np.float16 if self._half[index] else np.float32
         found: NDArray[np.floating] = part.view(np.ndarray).view(kind).reshape(-1, self._width)
         return found
 

@@ -203,7 +203,7 @@ def _features(
         )
         for its in np.split(rows, np.cumsum([len(snippet) for snippet in waiting])[:-1]):
             # [k*c,d] -> the mean over the snippet's k images
-            parts.append(its.reshape(-1, options.crops, its.shape[-1]).mean(axis=0))
+            parts.append(its.reshape(-1, options.crops, its.shape[-1]).mean(axis=0, dtype=np.float32))
         waiting.clear()
 
     with open_footage(path, options.rate, options.stream) as video:

@@ -242,7 +242,7 @@ def _plain_numbers() -> AbstractContextManager[object]:
     # The (object, name) pairs below came to torch with this function, in 2.6.
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
         return nullcontext()
-    scalar = np.float64(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     return torch.serialization.safe_globals(
         [
             (scalar, "numpy.core.multiarray.scalar"),  # written under NumPy 1

@@ -75,13 +75,13 @@ class Graph:
         """Declare ``value`` as an output."""
         self._outputs.append(helper.make_tensor_value_info(value, _ELEMENT[np.dtype(dtype)], list(shape)))
 
-    def constant(self, name: str, value: NDArray[Any]) -> str:
+    def constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
         """Store an array; floating-point values take the graph's ``dtype``."""
         if np.issubdtype(value.dtype, np.floating):
             value = value.astype(self.dtype)
         return self.exact(name, value)
 
-    def exact(self, name: str, value: NDArray[Any]) -> str:
+    def exact(self, name: str, value: NDArray[Any] | np.generic) -> str:
         """Store an array in its own dtype."""
         if name not in self._constants:
             self._constants[name] = numpy_helper.from_array(np.array(value, order="C"), name)
@@ -147,7 +147,7 @@ class Graph:
 
     def quick_gelu(self, value: str, name: str) -> str:
         """``x * sigmoid(1.702 x)``, CLIP's activation."""
-        slope = self.constant("quick_gelu_slope", np.float32(1.702).reshape(()))
+        slope = self.constant("quick_gelu_slope", np.float32(1.702))
         gate = self.op("Sigmoid", self.op("Mul", value, slope, name=f"{name}/scaled"), name=f"{name}/gate")
         return self.op("Mul", value, gate, name=name)
 

@@ -321,8 +321,9 @@ def _region_loss(clip: Any, patches: Tensor, phrases: Tensor, shown: Tensor, sca
 def _chances(labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Chances to draw pictures with these labels: all classes alike, the hardest twice as often."""
     weights = np.where(np.arange(len(LABELS)) == LABELS.index(_HARDEST), 2.0, 1.0)
-    chances = (weights / np.maximum(np.bincount(labels, minlength=len(LABELS)), 1))[labels]
-    return chances / chances.sum()  # type: ignore[no-any-return]
+    chances: NDArray[np.float64] = (weights / np.maximum(np.bincount(labels, minlength=len(LABELS)), 1))[labels]
+    shares: NDArray[np.float64] = chances / chances.sum()
+    return shares
 
 
 def _computes_bfloat16() -> bool:
