@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vadclip.clip import build_clip, clip_sizes, count_blocks, pretrained
 from vadclip.config import ModelConfig
 from vadclip.model import VadCLIP
-from vadclip.presets import PRESETS, Anomaly, Preset, check_labels, get_preset
+from vadclip.presets import PRESETS, Anomaly, Preset, annotation_names, check_labels, get_preset
 from vadrun.errors import UserError
 from vadrun.files import sha256
 
@@ -79,6 +79,7 @@ def load_checkpoint(
     """
     path = Path(path)
     preset = dataset if dataset is None or isinstance(dataset, Preset) else get_preset(dataset)
+    names = None if preset is None else {label: name for name, label in preset.classes.items()}
     loaded, saved = _read(path)
     weights = _tensors(path, loaded)
     _check_head(path, weights)
@@ -126,6 +127,10 @@ def load_checkpoint(
     model.load_state_dict(weights, strict=True, assign=True)
     if saved is not None:
         model.feature_settings, model.mirrored = saved.feature_settings, saved.mirrored
+        model.started_from = saved.started_from
+        if saved.annotation_names is not None:
+            names = dict(zip(saved.config.labels, saved.annotation_names, strict=True))
+    model.annotation_names = annotation_names(config.labels, names)
     return model.eval()
 
 
@@ -158,6 +163,31 @@ def load_clip(path: str | Path) -> nn.Module:
     return clip.requires_grad_(False).eval()
 
 
+def load_head(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
+    """The weights of a VadCLIP checkpoint without its CLIP, float32, and its configuration if the file holds one.
+
+    Raises:
+        UserError: the file cannot be used, or is no VadCLIP checkpoint.
+    """
+    path = Path(path)
+    loaded, saved = _read(path)
+    weights = _tensors(path, loaded)
+    _check_head(path, weights)
+    head = {key: value.to(torch.float32) for key, value in weights.items() if not key.startswith(_CLIP)}
+    _check_finite(path, head)
+    return head, None if saved is None else saved.config
+
+
+def holds_clip(path: str | Path) -> bool:
+    """Whether a checkpoint holds a CLIP beside its head.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    path = Path(path)
+    return any(key.startswith(_CLIP) for key in _tensors(path, _read(path)[0]))
+
+
 def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) -> None:
     """Write a model as ``.safetensors`` with its configuration, whole or not at all.
 
@@ -175,6 +205,10 @@ def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) 
         metadata["features"] = json.dumps(model.feature_settings)
     if model.mirrored is not None:
         metadata["mirrored"] = json.dumps(model.mirrored)
+    if model.annotation_names is not None:
+        metadata["annotation_names"] = json.dumps(model.annotation_names)
+    if model.started_from is not None:
+        metadata["started_from"] = json.dumps(dict(model.started_from))
     if compact:
         embedding = weights[_TOKENS]
         rows = embedding.any(dim=1).nonzero().flatten()
@@ -237,6 +271,8 @@ class _Saved:
     config: ModelConfig
     feature_settings: dict[str, Any] | None
     mirrored: bool | None
+    annotation_names: tuple[str, ...] | None
+    started_from: dict[str, str] | None
 
 
 def _read(path: Path) -> tuple[object, _Saved | None]:
@@ -267,13 +303,23 @@ def _read_safetensors(path: Path) -> tuple[object, _Saved | None]:
         config = ModelConfig.from_json(metadata.get("config", ""))
         settings = dict(json.loads(metadata["features"])) if "features" in metadata else None
         mirrored = bool(json.loads(metadata["mirrored"])) if "mirrored" in metadata else None
+        names = _names(json.loads(metadata["annotation_names"]), config) if "annotation_names" in metadata else None
+        started = dict(json.loads(metadata["started_from"])) if "started_from" in metadata else None
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged: how its features were made does not read; save it again") from error
+        raise UserError(f"{path} is damaged: its metadata does not read ({error}); save it again") from error
     if _TOKENS in metadata:
         weights[_TOKENS] = _with_zero_rows(path, weights.get(_TOKENS), metadata[_TOKENS], config.clip.vocab)
-    return weights, _Saved(config, settings, mirrored)
+    return weights, _Saved(config, settings, mirrored, names, started)
+
+
+def _names(value: object, config: ModelConfig) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError("annotation_names is no list of names")
+    if len({*value}) != len(config.labels) or len(value) != len(config.labels):
+        raise ValueError("annotation_names is not one name for each class")
+    return tuple(value)
 
 
 def _with_zero_rows(path: Path, kept: Tensor | None, numbers: str, count: int) -> Tensor:

@@ -93,7 +93,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         mask_padding=options.mask_padding,
         clip=options.clip,
     ).eval()
-    config = model.config
+    config, names = model.config, model.annotation_names
     if config.design != Design():
         raise UserError(
             f"{options.checkpoint} is an ablation ({_named(config.design)}): train the whole model to build a bundle"
@@ -168,6 +168,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
                 mask_padding=config.mask_padding,
                 image_size=config.clip.image_size,
                 patch_size=config.clip.patch,
+                annotation_names=names or (),
             ),
             preprocessing=preprocessing,
             sampling=sampling,

@@ -58,12 +58,17 @@ class ModelInfo:
     mask_padding: bool
     image_size: int
     patch_size: int
+    annotation_names: tuple[str, ...] = ()  # what annotation files call the classes; empty: as the labels
 
     def __post_init__(self) -> None:
         if self.anomaly not in ANOMALY_BRANCHES:
             raise ValueError(f"anomaly is {self.anomaly!r}, not one of {', '.join(ANOMALY_BRANCHES)}")
         if len(self.labels) < 2:
             raise ValueError("fewer than two labels")
+        if self.annotation_names and not len(set(self.annotation_names)) == len(self.annotation_names) == len(
+            self.labels
+        ):
+            raise ValueError("annotation_names is not one name for each label")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Bundle:
         try:
             model = dict(manifest["model"])
             model["labels"] = tuple(model["labels"])
+            model["annotation_names"] = tuple(model.get("annotation_names", ()))
             info = ModelInfo(**model)
             files = tuple(BundleFile(name=name, **entry) for name, entry in manifest["files"].items())
             preprocessing = Preprocessing.from_manifest(manifest["preprocessing"])
