@@ -26,8 +26,8 @@ from vadexport.probe import Probe
 from vadrun.bundle import Bundle
 from vadrun.console import table
 from vadrun.engine import Engine
+from vadrun.inputs import named_videos
 from vadrun.selftest import cosines
-from vadrun.sources import named_videos
 from vadrun.video import Video
 
 _UNSEEN = 64

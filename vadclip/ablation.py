@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from vadclip.config import Design
-from vadclip.evaluate import Evaluation
+from vadclip.evaluation import Evaluation
 from vadclip.metrics import MODES
 from vadrun.console import table
 from vadrun.errors import UserError

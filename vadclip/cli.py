@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from vadclip import evaluate_command, train_command
-from vadrun.console import BAD_INPUT, DAMAGED, ProgressLine, clock, run_command, version
+from vadrun.console import BAD_INPUT, CODES, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
 
 
@@ -19,8 +19,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="vadclip",
         description="Make features for VadCLIP, train it on them, and evaluate it.",
-        epilog="exit codes: 0 done; 1 done, but a video was damaged or could not be read, or a training learnt "
-        "nothing; 2 an input cannot be used.",
+        epilog=CODES,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -34,20 +33,32 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="VIDEO",
-        help="video files, folders of them, or a CSV list (path,label), for which one of the features is written too",
+        help="video files, folders of them, folders of frames (with --rate), or a CSV list (path,label), for which one "
+        "of the features is written too",
     )
     e.add_argument("--out", required=True, type=Path, metavar="DIR", help="where NAME__0.npy ... go")
     e.add_argument(
         "--encoder",
         required=True,
         metavar="WHAT",
-        help="a bundle (fast), a checkpoint, or an open_clip tag such as openai",
+        help="a bundle (fast), a checkpoint, a file of CLIP's weights (OpenAI's ViT-B-16.pt, open_clip's), openai, or "
+        "MODEL/TAG of open_clip's pretrained weights",
+    )
+    e.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a file of weights is, where nothing else tells: openai, ViT-B-16 or another of open_clip's "
+        "model names, or its configuration (.json)",
     )
     e.add_argument("--root", type=Path, metavar="DIR", help="where the videos of a list lie now")
+    e.add_argument(
+        "--rate", type=float, metavar="FPS", help="read folders of numbered images as videos of so many frames a second"
+    )
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
     e.add_argument("--dtype", default="float16", metavar="T", help="float16 (default) or float32")
+    e.add_argument("--stream", type=int, metavar="N", help="number of the video stream (default: each file's main one)")
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
@@ -69,30 +80,41 @@ def main(argv: list[str] | None = None) -> int:
         "ablate": train_command.ablate,
         "evaluate": evaluate_command.run,
     }
-    return run_command("vadclip", lambda: commands[arguments.command](arguments))
+    keeps = arguments.command != "evaluate" or arguments.out is not None
+    return run_command("vadclip", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
 def _extract(arguments: argparse.Namespace) -> int:
     from vadclip.extract import ExtractOptions, check_list, extract, open_encoder, write_list
+    from vadclip.frames import named_footage
     from vadclip.lists import read_video_list
     from vadrun.sampling import Sampling
-    from vadrun.sources import named_videos
 
-    lists = {path: read_video_list(path, arguments.root) for path in arguments.source if path.suffix.lower() == ".csv"}
+    frames = arguments.rate is not None
+    lists = {
+        path: read_video_list(path, arguments.root, folders=frames)
+        for path in arguments.source
+        if path.suffix.lower() == ".csv"
+    }
     if len({path.name for path in lists}) < len(lists):
         raise UserError("two lists have one name, and so would the lists of their features: rename one")
     for path in lists:
         check_list(arguments.out / path.name, path)
     listed = [video for rows in lists.values() for video, _ in rows]
-    videos = named_videos([*(path for path in arguments.source if path not in lists), *listed])
+    others = named_footage([path for path in arguments.source if path not in lists], arguments.rate)
+    videos = list(dict.fromkeys([*others, *listed]))
     sampling = Sampling(
         pick=arguments.sample,
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype)
+    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate)
     encoder = open_encoder(
-        arguments.encoder, batch=arguments.batch, backend=arguments.backend, precision=arguments.precision
+        arguments.encoder,
+        batch=arguments.batch,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        clip_model=arguments.clip_model,
     )
     print(f"{len(videos)} videos, encoder {encoder.name}", file=sys.stderr)
     began = time.monotonic()
@@ -106,7 +128,7 @@ def _extract(arguments: argparse.Namespace) -> int:
     for path, rows in lists.items():
         named = write_list(arguments.out / path.name, rows, options.crops)
         print(f"list of {named} of {len(rows)} videos in {arguments.out / path.name}")
-    for sentence in (*report.damaged, *report.failed):
+    for sentence in (*report.remarks, *report.damaged, *report.failed):
         print(f"vadclip: {sentence}", file=sys.stderr)
     if report.failed and not report.written + report.kept:
         return BAD_INPUT

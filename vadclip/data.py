@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vadclip.features import read_features
 from vadclip.lists import FeatureList
 from vadrun.errors import UserError
 from vadrun.files import whole_directory, write_json
@@ -27,7 +26,7 @@ from vadrun.files import whole_directory, write_json
 Progress = Callable[[int, int], None]
 """Called with how many files are done, and of how many."""
 
-_VERSION = 2
+_VERSION = 3
 _READERS = 4  # threads that read files: they wait for the disk most of the time
 _BLOCK = 256  # files that are read before they are written, which bounds memory
 _AHEAD = 2  # batches that are made ready ahead
@@ -87,11 +86,11 @@ class FileStore:
     """Reads and pools the files themselves, every time; :func:`open_store` has checked them."""
 
     def __init__(
-        self, paths: Sequence[Path], lengths: NDArray[np.int64], digest: str, width: int, positions: int
+        self, listed: FeatureList, lengths: NDArray[np.int64], digest: str, width: int, positions: int
     ) -> None:
         self.lengths = lengths
         self.digest = digest
-        self._paths = paths
+        self._listed = listed
         self._width = width
         self._positions = positions
 
@@ -101,9 +100,9 @@ class FileStore:
         Raises:
             UserError: the file has changed since it was checked.
         """
-        features = pool(read_features(self._paths[index], self._width), self._positions)
+        features = pool(self._listed.read(index, self._width), self._positions)
         if len(features) != self.lengths[index]:
-            raise UserError(f"{self._paths[index]} has changed during training: begin again")
+            raise UserError(f"{self._listed.paths[index]} has changed during training: begin again")
         return features
 
 
@@ -153,7 +152,7 @@ def open_store(
         for features in _read_all(listed, width, positions, progress):
             _add(digest, features)
             lengths.append(len(features))
-        return FileStore(listed.paths, np.array(lengths, dtype=np.int64), digest.hexdigest(), width, positions)
+        return FileStore(listed, np.array(lengths, dtype=np.int64), digest.hexdigest(), width, positions)
     index = _index_of(cache, key)
     if index is None:
         index = _pack(listed, width, positions, cache, key, progress)
@@ -241,7 +240,7 @@ def epoch_rows(normal: NDArray[np.bool_], batch: int, balanced: bool, seed: int,
 
 
 def _fingerprint(listed: FeatureList, width: int, positions: int) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {width} {positions}\n".encode())
+    digest = hashlib.sha256(f"{_VERSION} {width} {positions} {listed.within}\n".encode())
     for path in listed.paths:
         try:
             found = path.stat()
@@ -302,11 +301,11 @@ def _add(digest: hashlib._Hash, features: NDArray[np.floating]) -> None:
 def _read_all(
     listed: FeatureList, width: int, positions: int, progress: Progress | None
 ) -> Iterator[NDArray[np.floating]]:
-    def read(path: Path) -> NDArray[np.floating]:
-        return pool(read_features(path, width), positions)
+    def read(index: int) -> NDArray[np.floating]:
+        return pool(listed.read(index, width), positions)
 
     with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="features") as readers:
         for start in range(0, len(listed), _BLOCK):
-            yield from readers.map(read, listed.paths[start : start + _BLOCK])
+            yield from readers.map(read, range(len(listed))[start : start + _BLOCK])
             if progress is not None:
                 progress(min(start + _BLOCK, len(listed)), len(listed))

@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from vadclip.evaluate import classes_of, evaluate, read_test_set, write_evaluation
-from vadclip.groundtruth import COUNTS_COLUMN, read_annotations, read_counts
+from vadclip.evaluate import classes_of, evaluate, evaluate_predictions, write_evaluation
+from vadclip.evaluation import Evaluation
+from vadclip.groundtruth import COUNTS_COLUMN, Annotations, read_annotations, read_counts, video_name
 from vadclip.lists import crop_remark, load_classes, load_list, one_crop, without_missing
-from vadclip.scorers import ModelScorer, open_scorer
+from vadclip.predictions import read_predictions
+from vadclip.presets import Preset, get_preset
+from vadclip.scorers import ModelScorer, Scorer, open_scorer
+from vadclip.testset import check_counts, checked, read_test_set
 from vadrun.console import version
 from vadrun.errors import UserError
-from vadrun.files import check_place
+from vadrun.files import check_place, json_text
+
+# What the folder of an evaluation may hold beside its figures: the same as text, and pictures.
+_OTHERS = ("evaluation.txt", "index.html", "curves.png", "confusion.png", "features.png", "videos")
+
+_OF_MODELS = ("backend", "threads", "device", "window", "heads", "anomaly", "mask-padding", "clip", "crop")
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """Give a parser the arguments of ``vadclip evaluate``."""
-    p.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint file, or the folder of a bundle")
-    p.add_argument("--list", required=True, type=Path, metavar="CSV", help="test list: path,label of feature files")
+    p.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="a checkpoint file, or the folder of a bundle")
+    p.add_argument(
+        "--scores",
+        type=Path,
+        metavar="DIR",
+        help="instead of a model: NAME.npy for each video, anomaly scores [n] or class probabilities [n,m] of its "
+        "snippets, or the folders that vadrun writes",
+    )
+    p.add_argument(
+        "--list",
+        required=True,
+        type=Path,
+        metavar="CSV",
+        help="test list: path,label of feature files (with --scores of anything: only names and labels are read)",
+    )
     p.add_argument(
         "--annotations", required=True, type=Path, metavar="FILE", help="anomalous frames, as the data set has them"
     )
@@ -64,7 +85,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
     m.add_argument("--anomaly", metavar="BRANCH", help="confidence or alignment: the branch that is reported")
     m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
-    m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
+    m.add_argument(
+        "--clip", metavar="TAG", help="CLIP for a checkpoint without it: openai, or MODEL/TAG of open_clip's weights"
+    )
+    m.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a .pth holds: openai (default), ViT-B-16 or another of open_clip's model names, or its .json",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,47 +102,31 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: an input cannot be used.
     """
     if arguments.out is not None:
-        check_place(arguments.out, replace=arguments.force, marks=["evaluation.json"], kind="an evaluation")
+        check_place(
+            arguments.out, replace=arguments.force, marks=["evaluation.json"], others=_OTHERS, kind="an evaluation"
+        )
     if arguments.pictures:
         if arguments.out is None:
             raise UserError("there is no place for pictures: give a folder to --out")
         if find_spec("matplotlib") is None:
             raise UserError("pictures need matplotlib, which is not installed: pip install 'vadclip-edge[train]'")
-    own = None if arguments.classes is None else load_classes(arguments.classes)
     annotations = read_annotations(arguments.annotations)
     events = None if arguments.events is None else read_annotations(arguments.events)
     counts = None if arguments.counts is None else read_counts(arguments.counts, arguments.counts_column)
-    scorer = open_scorer(
-        arguments.model,
-        backend=arguments.backend,
-        threads=arguments.threads,
-        device=arguments.device,
-        # A bundle has the model's settings; classes of one's own then only say how annotations name them.
-        dataset=arguments.dataset or (None if arguments.model.is_dir() else own),
-        window=arguments.window,
-        heads=arguments.heads,
-        anomaly=arguments.anomaly,
-        mask_padding=arguments.mask_padding,
-        clip=arguments.clip,
-    )
-    preset = classes_of(scorer.labels, own, scorer.annotation_names)
-    listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
-    if scorer.mirrored is not None:
-        preset = replace(preset, mirrored=scorer.mirrored)
-    crop = arguments.crop if arguments.crop is not None else preset.centre_crop
-    listed = one_crop(listed, crop)
-    if (remark := crop_remark(listed, crop)) is not None:
-        if arguments.crop is not None:
-            raise UserError(f"{remark}: give another --crop, or extract with --crops 10")
-        print(f"vadclip: {remark}", file=sys.stderr)
-    progress = None if arguments.quiet or not sys.stderr.isatty() else _print_progress
-    test = read_test_set(listed, preset, scorer.width, annotations, events, counts)
-    evaluation = evaluate(scorer, test, progress)
+    if (arguments.model is None) == (arguments.scores is None):
+        raise UserError("what is to be evaluated is not clear: name either a model or --scores DIR")
+    own = None if arguments.classes is None else load_classes(arguments.classes)
+    scorer: Scorer | None = None
+    if arguments.scores is not None:
+        evaluation = _of_scores(arguments, own, annotations, events, counts)
+    else:
+        scorer, evaluation = _of_model(arguments, own, annotations, events, counts)
     origin = {
         "toolkit": version(),
-        "model": str(arguments.model),
-        "sha256": scorer.sha256,
-        "runs_on": scorer.description,
+        "model": None if arguments.model is None else str(arguments.model),
+        "sha256": None if scorer is None else scorer.sha256,
+        "runs_on": None if scorer is None else scorer.description,
+        "scores": None if arguments.scores is None else str(arguments.scores),
         "list": str(arguments.list),
         "annotations": str(arguments.annotations),
         "events": None if arguments.events is None else str(arguments.events),
@@ -128,12 +140,80 @@ def run(arguments: argparse.Namespace) -> int:
             draw = partial(write_pictures, evaluation, adapt=adapt)
         write_evaluation(evaluation, arguments.out, origin, force=arguments.force, pictures=draw)
     if arguments.json:
-        print(json.dumps({"origin": origin, **evaluation.to_json()}, indent=2, ensure_ascii=False))
+        print(json_text({"origin": origin, **evaluation.to_json()}))
         return 0
     print(evaluation.table())
     if arguments.out is not None:
         print(f"\nresults in {arguments.out}")
     return 0
+
+
+def _of_model(
+    arguments: argparse.Namespace,
+    own: Preset | None,
+    annotations: Annotations,
+    events: Annotations | None,
+    counts: dict[str, int] | None,
+) -> tuple[Scorer, Evaluation]:
+    scorer = open_scorer(
+        arguments.model,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        device=arguments.device,
+        # A bundle has the model's settings; classes of one's own then only say how annotations name them.
+        dataset=arguments.dataset or (None if arguments.model.is_dir() else own),
+        window=arguments.window,
+        heads=arguments.heads,
+        anomaly=arguments.anomaly,
+        mask_padding=arguments.mask_padding,
+        clip=arguments.clip,
+        clip_model=arguments.clip_model,
+    )
+    preset = classes_of(scorer.labels, own, scorer.annotation_names)
+    listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
+    if scorer.mirrored is not None:
+        preset = replace(preset, mirrored=scorer.mirrored)
+    crop = arguments.crop if arguments.crop is not None else preset.centre_crop
+    listed = one_crop(listed, crop)
+    if (remark := crop_remark(listed, crop)) is not None:
+        if arguments.crop is not None:
+            raise UserError(f"{remark}: give another --crop, or extract with --crops 10")
+        print(f"vadclip: {remark}", file=sys.stderr)
+    progress = None if arguments.quiet or not sys.stderr.isatty() else _print_progress
+    test = read_test_set(listed, preset, scorer.width, annotations, events, counts)
+    return scorer, evaluate(scorer, test, progress)
+
+
+def _of_scores(
+    arguments: argparse.Namespace,
+    own: Preset | None,
+    annotations: Annotations,
+    events: Annotations | None,
+    counts: dict[str, int] | None,
+) -> Evaluation:
+    given = [
+        f"--{name}" for name in _OF_MODELS if getattr(arguments, name.replace("-", "_")) not in (None, False, "auto")
+    ]
+    if given:
+        raise UserError(f"--scores are of no model, and {given[0]} is for one: leave it out")
+    if (own is None) == (arguments.dataset is None):
+        raise UserError("the classes of the scores are not clear: give either --dataset (ucf or xd) or --classes FILE")
+    preset = own or get_preset(arguments.dataset)
+    listed = one_crop(load_list(arguments.list, preset, arguments.root, videos=True), preset.centre_crop)
+    names = [video_name(str(path)) for path in listed.paths]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{arguments.list} lists the video {twice!r} twice: keep one of the lines")
+    predictions = read_predictions(arguments.scores, names, preset.labels)
+    snippets = {name: len(one.anomaly) for name, one in zip(names, predictions, strict=True)}
+    if counts is None and all(path.is_file() and path.suffix == ".npy" for path in listed.paths):
+        listed, _ = without_missing(listed)
+        listed = one_crop(listed, preset.centre_crop)
+        counts = {name: listed.count(index, None) for index, name in enumerate(names)}
+    if counts is not None:
+        check_counts(snippets, counts, "score files", "give a score for each snippet of 16 frames")
+    test = checked(listed, preset, snippets, annotations, events)
+    return evaluate_predictions(predictions, test)
 
 
 def _print_progress(done: int, total: int) -> None:

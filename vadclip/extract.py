@@ -6,9 +6,11 @@ Reading, sampling and resizing are the runtime's own, so that what is trained is
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.features import count_snippets
+from vadclip.frames import check_rate, footage_name, open_footage
 from vadclip.sidecar import SIDECAR, image_settings, read_sidecar
 from vadrun.errors import UserError
-from vadrun.files import sha256, write_csv, write_json
+from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
-from vadrun.video import Video
 
 DTYPES = ("float16", "float32")
 DAMAGE = "damage.json"
@@ -48,17 +51,23 @@ class ExtractOptions:
         crops: 1 (the centre) or 10 (0 centre, 1 to 4 corners, 5 to 9 their mirrors).
         sampling: which frames stand for a snippet.
         dtype: of the files, ``float16`` or ``float32``.
+        stream: FFmpeg's number of the video stream to read; None for each file's main one.
+        rate: frames per second of folders of frames; None: no folder is read as a video.
     """
 
     crops: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     dtype: str = "float16"
+    stream: int | None = None
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.crops not in (1, 10):
             raise UserError(f"crops is {self.crops}: use 1 (the centre) or 10")
         if self.dtype not in DTYPES:
             raise UserError(f"the type of features is {self.dtype!r}: use one of {', '.join(DTYPES)}")
+        if self.rate is not None:
+            check_rate(self.rate)
 
 
 @dataclass
@@ -69,6 +78,7 @@ class Report:
     kept: int = 0  # whole before
     damaged: list[str] = field(default_factory=list)  # sentences; their features go as far as the video does
     failed: list[str] = field(default_factory=list)  # sentences
+    remarks: list[str] = field(default_factory=list)  # sentences on sound videos
 
 
 def extract(
@@ -81,7 +91,7 @@ def extract(
     """Write ``NAME__0.npy`` (to ``NAME__9.npy``) for every video; go on where an earlier run stopped.
 
     Args:
-        videos: the files; their names without extension must differ.
+        videos: the files, or folders of frames; their names without extension must differ.
         out: the folder for the features.
         encoder: CLIP's image encoder, from a bundle or a checkpoint.
         options: how.
@@ -93,37 +103,39 @@ def extract(
     Raises:
         UserError: the folder holds features that were made otherwise, or two videos have one name.
     """
-    names = [video.stem for video in videos]
-    for name in names:
-        if names.count(name) > 1:
+    names = [footage_name(video) for video in videos]
+    for name, count in Counter(names).items():
+        if count > 1:
             raise UserError(f"two videos are called {name!r}, and so would be their features: rename one")
     preprocessing = Preprocessing.for_size(encoder.size)
     _check_sidecar(out, encoder, options, preprocessing)
     report = Report()
     known = _read_damage(out)
-    for video in videos:
-        targets = [out / f"{video.stem}__{index}.npy" for index in range(options.crops)]
+    for name, video in zip(names, videos, strict=True):
+        targets = [out / f"{name}__{index}.npy" for index in range(options.crops)]
         # What was damaged and has another size now has been got again.
-        bytes_then, sentence = known.get(video.stem, (None, None))
+        bytes_then, sentence = known.get(name, (None, None))
         if _whole(targets) and (sentence is None or bytes_then == _size(video)):
             report.kept += 1
             if sentence is not None:
                 report.damaged.append(sentence)
             continue
         try:
-            features, damage = _features(video, encoder, options, preprocessing, progress)
+            features, damage, remarks = _features(video, encoder, options, preprocessing, progress)
         except UserError as error:
             report.failed.append(str(error))
             continue
+        if damage is not None:
+            # Before the features: what is written if the disk is full in between must not pass for a whole video.
+            known[name] = (_size(video), damage)
+            _write_damage(out, known)
+            report.damaged.append(damage)
         for target, values in zip(targets, features, strict=True):
             _write(target, values.astype(options.dtype))
         report.written += 1
-        if damage is not None:
-            report.damaged.append(damage)
-        if damage is not None or sentence is not None:
-            known.pop(video.stem, None)
-            if damage is not None:
-                known[video.stem] = (_size(video), damage)
+        report.remarks += [f"{video.name}: {remark}" for remark in remarks]
+        if damage is None and sentence is not None:  # only now that the new features are there
+            del known[name]
             _write_damage(out, known)
     return report
 
@@ -158,7 +170,7 @@ def write_list(path: Path, videos: Sequence[tuple[Path, str]], crops: int) -> in
     """
     rows = []
     for video, label in videos:
-        names = [f"{video.stem}__{index}.npy" for index in range(crops)]
+        names = [f"{footage_name(video)}__{index}.npy" for index in range(crops)]
         if all((path.parent / name).is_file() for name in names):
             rows.append([(name, label) for name in names])
     write_csv(path, [("path", "label"), *chain.from_iterable(rows)])
@@ -171,8 +183,8 @@ def _features(
     options: ExtractOptions,
     preprocessing: Preprocessing,
     progress: Callable[[Path, float, float | None], None],
-) -> tuple[NDArray[np.float32], str | None]:
-    """Features [crops,n,d] of one video, and what was wrong with it."""
+) -> tuple[NDArray[np.float32], str | None, tuple[str, ...]]:
+    """Features [crops,n,d] of one video, what was wrong with it, and remarks on what it holds."""
     parts: list[NDArray[np.float32]] = []
     waiting: list[NDArray[np.uint8]] = []  # [k*c,S,S,3] of each snippet whose images are not encoded yet
 
@@ -186,25 +198,30 @@ def _features(
             parts.append(its.reshape(-1, options.crops, its.shape[-1]).mean(axis=0))
         waiting.clear()
 
-    with Video(path) as video:
-        for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops]):
+    with open_footage(path, options.rate, options.stream) as video:
+        # Truth at frame level counts frames, whatever their times say.
+        for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops], joins=True):
             waiting.append(snippet.images.reshape(-1, *snippet.images.shape[2:]))
             if sum(map(len, waiting)) >= encoder.batch:
                 encode()
                 progress(path, snippet.end, video.info.duration)
         if waiting:
             encode()
-        return np.stack(parts, axis=1), video.damage
+        return np.stack(parts, axis=1), video.damage, video.info.remarks
 
 
 def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> dict[str, Any]:
     """What the sidecar holds: everything that features depend on."""
-    return {
+    found = {
         "encoder": encoder.name,
         "sampling": options.sampling.to_manifest(),
         "preprocessing": image_settings(preprocessing),
         "dtype": options.dtype,
+        "stream": options.stream,
     }
+    if options.sampling.by == "time" and options.rate is not None:
+        found["rate"] = options.rate  # cut by frames, features do not depend on it
+    return found
 
 
 def _check_sidecar(out: Path, encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> None:
@@ -245,40 +262,82 @@ def _write_damage(out: Path, known: Mapping[str, tuple[int | None, str]]) -> Non
 
 def _size(video: Path) -> int | None:
     try:
+        if video.is_dir():
+            return sum(entry.stat().st_size for entry in os.scandir(video))
         return video.stat().st_size
     except OSError:
         return None
 
 
 def _whole(targets: Sequence[Path]) -> bool:
-    """Whether all crops of a video are there, readable and of one length."""
+    """Whether all crops of a video are there, readable and of one length; if not, they are made again."""
     try:
-        shapes = {np.load(path, mmap_mode="r", allow_pickle=False).shape for path in targets}
-    except (OSError, ValueError):
+        return len({count_snippets(path, None) for path in targets}) == 1
+    except UserError:
         return False
-    return len(shapes) == 1
 
 
 def _write(path: Path, values: NDArray[Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, values, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    with writing(path):
+        write_bytes(path, content.getbuffer())
 
 
-def clip_name(source: str) -> str:
-    """What a sidecar calls the CLIP of a checkpoint or of open_clip's tag: a file by its name and SHA-256."""
+def clip_name(source: str, clip: Any) -> str:
+    """What a sidecar calls a CLIP of :func:`open_clip_model`: a file by its name and SHA-256, then its arithmetic.
+
+    The same weights give other features with another activation or other heads than OpenAI's, so these are named too.
+    """
+    from vadclip.clip import clip_config
+    from vadclip.clip_models import HEAD_WIDTH
+
+    config, _ = clip_config(clip)
+    arithmetic = "fp32"
+    if config.activation != "quickgelu":
+        arithmetic += f",{config.activation}"
+    if config.vision_width != HEAD_WIDTH * config.vision_heads:
+        arithmetic += f",heads={config.vision_heads}"
+    if _is_file(source):
+        return f"{Path(source).name} {sha256(Path(source))} {arithmetic}"
+    return f"open_clip {source} {arithmetic}"
+
+
+def open_clip_model(source: str, clip_model: str | None = None) -> Any:
+    """The CLIP of a file (:func:`vadclip.checkpoint.load_clip`) or of open_clip's pretrained weights by name.
+
+    Args:
+        source: a file of weights, or a name as :func:`vadclip.clip.pretrained` takes it.
+        clip_model: which CLIP a file is, where nothing else tells.
+
+    Raises:
+        UserError: neither of the two, or it cannot be loaded.
+    """
+    from vadclip.clip import pretrained
+
+    if _is_file(source):
+        from vadclip.checkpoint import load_clip
+
+        return load_clip(source, clip_model)
+    if clip_model is not None:
+        raise UserError(f"{source} is a name of weights, not a file, and says which CLIP it is: leave --clip-model out")
+    return pretrained(source)
+
+
+def _is_file(source: str) -> bool:
     path = Path(source)
-    if path.exists() or path.suffix:
-        return f"{path.name} {sha256(path)} fp32"
-    return f"open_clip {source} fp32"
+    return path.exists() or bool(path.suffix)
 
 
-def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precision: str = "auto") -> Encoder:
-    """The image encoder of a bundle's folder, of a VadCLIP checkpoint, or of open_clip's tag (``openai``).
+def open_encoder(
+    source: str,
+    *,
+    batch: int = 8,
+    backend: str = "auto",
+    precision: str = "auto",
+    clip_model: str | None = None,
+) -> Encoder:
+    """The image encoder of a bundle's folder, or of a CLIP as :func:`open_clip_model` takes it.
 
     A bundle is the fast one and needs no torch; its backend and arithmetic are part of the name.
 
@@ -287,6 +346,8 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
     """
     path = Path(source)
     if path.is_dir():
+        if clip_model is not None:
+            raise UserError(f"{source} is a bundle, which says which CLIP it holds: leave --clip-model out")
         from vadrun.engine import Engine
 
         engine = Engine.load(path, backend, precision=precision, batch=batch)
@@ -295,16 +356,10 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
         return Encoder(engine.encode, model.image_size, f"{graph} {digest} {engine.backend.precision}", batch)
     import torch
 
-    from vadclip.clip import pretrained
     from vadclip.device import find_device
     from vadclip.images import normalise
 
-    if path.exists() or path.suffix:
-        from vadclip.checkpoint import load_clip
-
-        clip: Any = load_clip(path)
-    else:
-        clip = pretrained(source)
+    clip = open_clip_model(source, clip_model)
     device = find_device(model=clip.eval())
 
     @torch.inference_mode()
@@ -312,4 +367,4 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
         features: torch.Tensor = clip.encode_image(normalise(frames).to(device))
         return np.asarray(features.cpu().numpy(), np.float32)
 
-    return Encoder(encode, int(clip.visual.image_size[0]), clip_name(source), batch)
+    return Encoder(encode, int(clip.visual.image_size[0]), clip_name(source, clip), batch)

@@ -1,4 +1,7 @@
-"""Feature files: ``.npy``, float [n,d], checked as they are read. No torch is needed."""
+"""Feature files: ``.npy``, float [n,d], or [n,10,d] with the ten crops of each snippet. No torch is needed.
+
+The header is held against the file's size before memory is taken for what it asks (:mod:`vadrun.arrays`).
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,34 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vadrun.arrays import Array, load_npy
 from vadrun.errors import UserError
 
+CROPS = 10
+"""Crops of a snippet in a file [n,10,d]; their order is that of the numbers in file names."""
 
-def read_features(path: Path, width: int | None) -> NDArray[np.floating]:
-    """One feature file, checked.
+_FLOATS = Array("f", finite=False)
+_ADVICE = "extract it again, or name a .npy file of features"
+
+
+def read_features(path: Path, width: int | None, crop: int | None = None) -> NDArray[np.floating]:
+    """The features of one crop, checked.
 
     Args:
-        path: ``.npy``, [n,d] float16, float32 or float64.
+        path: ``.npy``, [n,d] or [n,10,d], float16, float32 or float64.
         width: d, the model's; None for any.
+        crop: of a file [n,10,d], which crop, 0 to 9; None for a file [n,d].
 
     Returns:
         [n,d] float16 or float32, contiguous, finite.
 
     Raises:
-        UserError: the file is missing, damaged, empty, of another width, or holds NaN or infinite numbers.
+        UserError: the file is missing, damaged, empty, of another shape, or holds NaN or infinite numbers.
     """
-    features = _open(path, width)
+    features = load_npy(path, _FLOATS, _ADVICE, mapped=crop is not None)  # mapped: the other crops are not read
+    _check_shape(path, features.shape, width, crop)
+    if crop is not None:
+        features = features[:, crop]
     kind = np.float16 if features.dtype == np.float16 else np.float32
     with np.errstate(all="ignore"):
         features = np.ascontiguousarray(features, dtype=kind)
@@ -35,30 +49,42 @@ def read_features(path: Path, width: int | None) -> NDArray[np.floating]:
     return features
 
 
-def count_snippets(path: Path, width: int) -> int:
-    """n of a feature file, from its header alone.
+def count_snippets(path: Path, width: int | None, crop: int | None = None) -> int:
+    """n of a feature file, from its header alone; the arguments are those of :func:`read_features`.
 
     Raises:
         UserError: as :func:`read_features`, but for numbers that are not finite.
     """
-    return len(_open(path, width, mapped=True))
+    shape = load_npy(path, _FLOATS, _ADVICE, mapped=True).shape
+    _check_shape(path, shape, width, crop)
+    return shape[0]
 
 
-def _open(path: Path, width: int | None, mapped: bool = False) -> NDArray[np.floating]:
+def holds_ten_crops(path: Path) -> bool:
+    """Whether a feature file is [n,10,d], by its header; false where it cannot be read."""
     try:
-        features = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or 'cut short'}): extract it again") from error
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged or no .npy file of numbers: extract it again") from error
-    if not isinstance(features, np.ndarray) or features.dtype.kind != "f":
-        raise UserError(f"{path} holds no floating-point numbers: name .npy files of features")
-    if features.ndim != 2 or width not in (None, features.shape[1]):
+        shape = load_npy(path, _FLOATS, _ADVICE, mapped=True).shape
+    except UserError:
+        return False
+    return len(shape) == 3 and shape[1] == CROPS
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], width: int | None, crop: int | None) -> None:
+    wanted = 2 if crop is None else 3
+    if len(shape) == 3 and shape[0] == CROPS != shape[1]:
         raise UserError(
-            f"{path} has features of shape {list(features.shape)}, but the model takes [n, {width}]:"
+            f"{path} has features of shape {list(shape)}, crops first: write them as [n, {CROPS}, d]"
+            " (numpy.swapaxes(features, 0, 1))"
+        )
+    if wanted == 2 and len(shape) == 3 and shape[1] == CROPS:
+        raise UserError(
+            f"{path} holds {CROPS} crops of each snippet, but its name ends in a single crop's number: rename it"
+        )
+    if len(shape) != wanted or (crop is not None and shape[1] != CROPS) or width not in (None, shape[-1]):
+        asked = f"[n, {width or 'd'}]" if crop is None else f"[n, {CROPS}, {width or 'd'}]"
+        raise UserError(
+            f"{path} has features of shape {list(shape)}, but the model takes {asked}:"
             " extract them with the model's own CLIP"
         )
-    if not len(features):
+    if not shape[0]:
         raise UserError(f"{path} holds no snippet: its video is shorter than 16 frames, take it off the list")
-    found: NDArray[np.floating] = features
-    return found

@@ -6,14 +6,15 @@ Four formats are told apart by their first line. Frames count from 0 and the end
   (second) event;
 * XD-Violence's ``annotations.txt``: ``NAME START END [START END ...]``, without classes;
 * its multi-class file: ``NAME CLASS START END [CLASS START END ...]``;
-* for data sets of your own, a CSV with the columns ``video,label,start,end``, a line for each event.
+* for data sets of your own, a CSV with the columns ``video,label,start,end``, a line for each event. It may be
+  separated by semicolons or tabs, its columns may come in any order, and there may be others.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadclip.metrics import FRAMES_PER_SNIPPET, NORMAL_TAGS
+from vadclip.tables import delimiter_of, parse_table, read_table, read_text, required, split
 from vadrun.errors import UserError
 
 NORMAL_LABEL = "A"
@@ -105,7 +107,7 @@ def video_name(name: str) -> str:
     """
     base = re.split(r"[/\\]", name.strip())[-1]
     # Names of XD-Violence have points in them, so only endings that are known come off.
-    return re.sub(r"((__\d)?\.npy|\.(mp4|avi|mkv|mov|webm))$", "", base, flags=re.IGNORECASE)
+    return re.sub(r"((__\d)?\.npy|\.(mp4|avi|mkv|mov|webm|m4v|mpg|mpeg|wmv|flv))$", "", base, flags=re.IGNORECASE)
 
 
 def read_annotations(path: str | Path) -> dict[str, tuple[Event, ...]]:
@@ -116,11 +118,12 @@ def read_annotations(path: str | Path) -> dict[str, tuple[Event, ...]]:
             or names a video a second time; the sentence gives its number.
     """
     path = Path(path)
-    lines = [(number, line) for number, line in enumerate(_lines(path), 1) if line.strip()]
+    text = read_text(path, "an annotation file")
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty: name an annotation file")
-    if "," in lines[0][1] and tuple(_cells(lines[0][1])) == CSV_COLUMNS:
-        return _read_csv(path, lines[1:])
+    if _is_csv(lines[0][1]):
+        return _read_csv(path, text)
     parse = _format(path, lines[0][1].split())
     found: dict[str, tuple[Event, ...]] = {}
     for number, line in lines:
@@ -144,17 +147,14 @@ def read_counts(path: str | Path, column: str = COUNTS_COLUMN) -> dict[str, int]
         UserError: the file cannot be read, has no such column, or a count is no whole number above 0.
     """
     path = Path(path)
-    reader = csv.DictReader(_lines(path))
-    if reader.fieldnames is None or not {"video", column}.issubset(reader.fieldnames):
-        raise UserError(f"{path} has no columns 'video' and {column!r}: name a CSV file that has")
     counts: dict[str, int] = {}
-    for row in reader:
-        value = (row[column] or "").strip()
+    for line, row in read_table(path, ("video", column.lower())):
+        value = row[column.lower()]
         if not value:
             continue
-        if not re.fullmatch(r"[0-9]+", value) or int(value) < 1:
-            raise UserError(f"{path}, line {reader.line_num}: {value!r} is no number of snippets; correct the line")
-        counts[video_name(row["video"])] = int(value)
+        if not re.fullmatch(r"[0-9]{1,15}", value) or int(value) < 1:
+            raise UserError(f"{path}, line {line}: {value!r} is no number of snippets; correct the line")
+        counts[video_name(required(path, line, row, "video"))] = int(value)
     return counts
 
 
@@ -190,13 +190,13 @@ def ground_truth(annotations: Annotations, snippets: Mapping[str, int]) -> list[
     return truth
 
 
-def _lines(path: Path) -> list[str]:
+def _is_csv(header: str) -> bool:
+    """Whether a first line is the header of a table rather than an annotation of one of the data sets."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a readable text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: name an annotation or list file") from error
+        cells = {cell.lower() for cell in split(header, delimiter_of(header))}
+    except csv.Error:
+        return False
+    return len(cells) > 1 and not cells.isdisjoint(CSV_COLUMNS)
 
 
 def _format(path: Path, fields: Sequence[str]) -> Callable[[Sequence[str]], tuple[Event, ...]]:
@@ -237,27 +237,21 @@ def _parse_classes(fields: Sequence[str]) -> tuple[Event, ...]:
     return tuple(_event(fields[i + 1], fields[i + 2], fields[i]) for i in range(0, len(fields), 3))
 
 
-def _read_csv(path: Path, lines: Iterable[tuple[int, str]]) -> dict[str, tuple[Event, ...]]:
+def _read_csv(path: Path, text: str) -> dict[str, tuple[Event, ...]]:
     found: dict[str, tuple[Event, ...]] = {}
-    for number, line in lines:
+    for line, row in parse_table(path, text, CSV_COLUMNS):
+        name, label = (required(path, line, row, column) for column in ("video", "label"))
         try:
-            cells = _cells(line)
-            if len(cells) != len(CSV_COLUMNS):
-                raise ValueError(f"there are {len(cells)} cells instead of {','.join(CSV_COLUMNS)}")
-            event = _event(cells[2], cells[3], cells[1])
-        except (ValueError, csv.Error) as error:
-            raise UserError(f"{path}, line {number}: {error}; correct the line") from error
-        name = video_name(cells[0])
+            event = _event(row["start"], row["end"], label)
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {error}; correct the line") from error
+        name = video_name(name)
         found[name] = (*found.get(name, ()), event)
     return found
 
 
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line]))]
-
-
 def _is_frame(text: str) -> bool:
-    return re.fullmatch(r"-?[0-9]+", text) is not None
+    return re.fullmatch(r"-?[0-9]{1,15}", text) is not None
 
 
 def _event(start: str, end: str, label: str | None) -> Event:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vadclip.checkpoint import checkpoint_sha256, load_head
-from vadclip.clip import clip_sizes, count_blocks
+from vadclip.clip import clip_config, count_blocks
 from vadclip.config import Design, ModelConfig
 from vadclip.model import VadCLIP
 from vadclip.presets import Preset
@@ -53,7 +53,7 @@ def new_config(
     Raises:
         UserError: the CLIP's sizes do not fit, or a label has no tokens or too many.
     """
-    sizes, width = clip_sizes(clip.state_dict())
+    sizes, width = clip_config(clip)
     design = design or Design()
     config = ModelConfig(
         width,

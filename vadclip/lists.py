@@ -1,28 +1,33 @@
 """Lists of feature files with video-level labels, and the classes that those labels name.
 
 A list is the authors' CSV: a header ``path,label``, one feature file a row, and where a video has several crops a
-row for each (``NAME__0.npy`` to ``NAME__9.npy``).
+row for each (``NAME__0.npy`` to ``NAME__9.npy``), or one row for a file that holds all ten ([n,10,d]).
 """
 
 from __future__ import annotations
 
-import csv
 import filecmp
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.features import CROPS, count_snippets, holds_ten_crops, read_features
+from vadclip.moved import places
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset, check_labels
+from vadclip.tables import read_table, required
+from vadclip.yaml_text import MOST_BYTES, parse_yaml
 from vadrun.errors import UserError
+from vadrun.inputs import EXTENSIONS, redacted
+from vadrun.schema import Where, parse_json, read_file, shown
 
 _CROP = re.compile(r"__(\d+)$")
+_MOST_NAME = 200  # characters
 _FILLER = "0"  # XD-Violence's labels name three classes always: "B1-B2-0", "G-0-0"
 _OWN = {"name", "classes", "window", "layers", "heads", "anomaly", "mirrored"}
 _OWN_DEFAULTS = {"window": 8, "layers": 2, "heads": 1, "anomaly": "confidence", "mirrored": False}
@@ -37,12 +42,14 @@ class FeatureList:
         paths: the files.
         labels: each file's label as it was written.
         targets: float32 [N,m], 1 at each of a file's classes; column 0 is the normal class.
+        within: for a row that is one crop of a file [n,10,d], which one; None for a file [n,d]. Empty: of all rows.
     """
 
     source: str
     paths: tuple[Path, ...]
     labels: tuple[str, ...]
     targets: NDArray[np.float32]
+    within: tuple[int | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,13 +62,26 @@ class FeatureList:
     @property
     def videos(self) -> tuple[str, ...]:
         """The video that each file is of: its path without the crop number and the ending."""
-        return tuple(_CROP.sub("", str(path.with_suffix(""))) for path in self.paths)
+        return tuple(_CROP.sub("", str(_without_ending(path))) for path in self.paths)
 
     @property
     def crops(self) -> tuple[int | None, ...]:
-        """Each file's crop number; None where its name has none."""
+        """Each row's crop number, of the file's name or within the file; None where there is none."""
         found = (_CROP.search(path.stem) for path in self.paths)
-        return tuple(int(match[1]) if match else None for match in found)
+        named = tuple(int(match[1]) if match else None for match in found)
+        return tuple(name if crop is None else crop for name, crop in zip(named, self._within, strict=True))
+
+    @property
+    def _within(self) -> tuple[int | None, ...]:
+        return self.within or (None,) * len(self)
+
+    def read(self, index: int, width: int | None) -> NDArray[np.floating]:
+        """The features [n,d] of a row, as :func:`vadclip.features.read_features`."""
+        return read_features(self.paths[index], width, self._within[index])
+
+    def count(self, index: int, width: int | None) -> int:
+        """The snippets n of a row, as :func:`vadclip.features.count_snippets`."""
+        return count_snippets(self.paths[index], width, self._within[index])
 
     def subset(self, rows: Sequence[int] | NDArray[np.integer]) -> FeatureList:
         """The list of these rows, in this order."""
@@ -71,37 +91,47 @@ class FeatureList:
             tuple(self.paths[i] for i in index),
             tuple(self.labels[i] for i in index),
             self.targets[index],
+            tuple(self.within[i] for i in index) if self.within else (),
         )
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the paths and labels: equal lists, equal fingerprints."""
+        """Hex SHA-256 of the paths, crops and labels: equal lists, equal fingerprints."""
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path}\0{label}\n".encode())
+        for path, crop, label in zip(self.paths, self._within, self.labels, strict=True):
+            digest.update(f"{path}\0{'' if crop is None else f'crop {crop} of '}{label}\n".encode())
         return digest.hexdigest()
 
 
-def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) -> FeatureList:
+def _without_ending(path: Path) -> Path:
+    # Names of videos have points in them, so only endings that are known come off.
+    return path.with_suffix("") if path.suffix.lower() in EXTENSIONS | {".npy"} else path
+
+
+def load_list(path: str | Path, preset: Preset, root: str | Path | None = None, *, videos: bool = False) -> FeatureList:
     """Read a training or test list.
 
-    A relative path in it starts at the list's own folder or, if given, at ``root``. With ``root``, a path that
-    was written on another machine loses as many leading folders as it must for the file to be there:
-    ``/home/someone/UCF/Abuse/Abuse001__0.npy`` is found as ``ROOT/Abuse/Abuse001__0.npy``.
-
-    Whether the files exist is not an error here: see :func:`without_missing`.
+    Paths that were written on another machine are found as :func:`vadclip.moved.places` says. Whether the files
+    exist is not an error here: see :func:`without_missing`.
 
     Args:
         path: the CSV, UTF-8, header ``path,label``.
         preset: whose annotation names (or prompt labels) the labels are, several joined by ``-``.
         root: folder that the files have moved to.
+        videos: whether it may list videos, because nobody reads the files.
 
     Raises:
-        UserError: the file cannot be read, has another form, holds no row, or a label is unknown.
+        UserError: the file cannot be read, has another form, holds no row, names videos, or a label is unknown.
     """
     path = Path(path)
     rows = _read_rows(path)
     if not rows:
         raise UserError(f"{path} lists no feature file: add rows of path,label below the header")
+    video = next((text for _, text, _ in rows if Path(text).suffix.lower() in EXTENSIONS), None)
+    if video is not None and not videos:
+        raise UserError(
+            f"{path} lists videos (such as {video}) where feature files are wanted: run vadclip extract on it, and name"
+            " the list that it writes beside the features"
+        )
     known = _known_labels(preset)
     targets = np.zeros((len(rows), len(preset.labels)), dtype=np.float32)
     for index, (line, _, label) in enumerate(rows):
@@ -116,14 +146,17 @@ def load_list(path: str | Path, preset: Preset, root: str | Path | None = None) 
                 f"{path}, line {line}: the label {label!r} is normal and abnormal at once: name one or the other"
             )
         targets[index, classes] = 1.0
-    files = _places(path, [text for _, text, _ in rows], root)
+    files = places(path, [text for _, text, _ in rows], root)
     return FeatureList(str(path), files, tuple(label for _, _, label in rows), targets)
 
 
-def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tuple[Path, str]]:
+def read_video_list(
+    path: str | Path, root: str | Path | None = None, *, folders: bool = False
+) -> list[tuple[Path, str]]:
     """A list of videos in place of feature files, as ``vadclip extract`` takes it: each video and its label.
 
-    Paths are found as in :func:`load_list`; what the labels mean is not looked at.
+    Paths are found as in :func:`load_list`; what the labels mean is not looked at. With ``folders`` it may name folders
+    of frames.
 
     Raises:
         UserError: the file cannot be read, has another form, holds no row, or a video is missing.
@@ -132,23 +165,28 @@ def read_video_list(path: str | Path, root: str | Path | None = None) -> list[tu
     rows = _read_rows(path)
     if not rows:
         raise UserError(f"{path} lists no video: add rows of path,label below the header")
-    videos = _places(path, [text for _, text, _ in rows], root)
-    missing = [video for video in videos if not video.is_file()]
+    if features := next((text for _, text, _ in rows if Path(text).suffix.lower() == ".npy"), None):
+        raise UserError(
+            f"{path} lists feature files (such as {features}) where videos are wanted: name the list of the videos"
+        )
+    videos = places(path, [text for _, text, _ in rows], root, Path.exists)
+    folder = next((video for video in videos if video.is_dir()), None)
+    if folder is not None and not folders:
+        raise UserError(
+            f"{path} lists folders (such as {folder}) where video files are wanted: if they hold the frames of videos,"
+            " give their frames per second as --rate"
+        )
+    missing = [video for video in videos if not video.exists()]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {missing[0]}:"
-            " name the folder they are in as the root, or take them off the list"
+            f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {redacted(missing[0])}:"
+            " name the folder they are in with --root, or take them off the list"
         )
     return [(video, label) for video, (_, _, label) in zip(videos, rows, strict=True)]
 
 
-def _places(path: Path, texts: Sequence[str], root: str | Path | None) -> tuple[Path, ...]:
-    place = _Moved(path.parent if root is None else Path(root), search=root is not None)
-    return tuple(place(text) for text in texts)
-
-
 def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> tuple[FeatureList, int]:
-    """The files of a list that exist, and how many do not.
+    """The files of a list that exist, and how many do not. A file of ten crops becomes a row for each of them.
 
     Args:
         listed: the list.
@@ -161,15 +199,28 @@ def without_missing(listed: FeatureList, allow_missing: bool | None = None) -> t
     there = [index for index, path in enumerate(listed.paths) if path.is_file()]
     missing = len(listed) - len(there)
     if not missing:
-        return listed, 0
+        return _with_crops(listed), 0
     first = next(path for path in listed.paths if not path.is_file())
     what = f"{listed.source}: {missing} of {len(listed)} feature files are missing, the first is {first}"
     if not there:
-        raise UserError(f"{what}: name the folder they are in as the root")
+        raise UserError(f"{what}: name the folder they are in with --root")
     if not allow_missing:
         way = "take them off the list" if allow_missing is None else "allow missing files to go on without them"
-        raise UserError(f"{what}: name the root they moved to, or {way}")
-    return listed.subset(there), missing
+        raise UserError(f"{what}: name the folder they moved to with --root, or {way}")
+    return _with_crops(listed.subset(there)), missing
+
+
+def _with_crops(listed: FeatureList) -> FeatureList:
+    """A row for each crop of the files that hold ten; those whose names end in a crop's number hold one."""
+    if listed.within:
+        return listed
+    several = [crop is None and holds_ten_crops(path) for path, crop in zip(listed.paths, listed.crops, strict=True)]
+    if not any(several):
+        return listed
+    rows: list[tuple[int, int | None]] = []
+    for index, ten in enumerate(several):
+        rows += [(index, crop) for crop in range(CROPS)] if ten else [(index, None)]
+    return replace(listed.subset([index for index, _ in rows]), within=tuple(crop for _, crop in rows))
 
 
 def check_apart(training: FeatureList, test: FeatureList) -> None:
@@ -273,76 +324,52 @@ def load_classes(path: str | Path) -> Preset:
     data = _parse(path)
     if not isinstance(data, Mapping) or "classes" not in data:
         raise UserError(f"{path} has no entry 'classes': list the normal class first, then the others")
-    if unknown := sorted(str(key) for key in data if key not in _OWN):
-        raise UserError(f"{path} has the unknown entry {unknown[0]!r}: use {', '.join(sorted(_OWN))}")
+    if unknown := [key for key in data if key not in _OWN]:
+        raise UserError(f"{path} has the unknown entry {shown(unknown[0])}: use {', '.join(sorted(_OWN))}")
     classes = data["classes"]
     if not isinstance(classes, Mapping):
         prompts = check_labels(classes, str(path))
         names: tuple[str, ...] = prompts
     else:
         prompts = check_labels(list(classes.values()), str(path))
-        names = tuple(str(name) for name in classes)
+        names = tuple(str(name) if isinstance(name, str | int) else "" for name in classes)
     for name in names:
-        if name.strip() != name or name in ("", _FILLER):
-            raise UserError(f"{path}: {name!r} cannot be the name of a class: use a word or a number above 0")
+        if name.strip() != name or name in ("", _FILLER) or not name.isprintable() or len(name) > _MOST_NAME:
+            raise UserError(f"{path}: {shown(name)} cannot be the name of a class: use a word or a number above 0")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: two classes have one name, once as a number and once as a word: rename one")
     settings: dict[str, Any] = {key: data.get(key, default) for key, default in _OWN_DEFAULTS.items()}
     for key in ("window", "layers", "heads"):
         if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 1:
-            raise UserError(f"{path}: {key} is {settings[key]!r}: use a whole number of at least 1")
+            raise UserError(f"{path}: {key} is {shown(settings[key])}: use a whole number of at least 1")
     if settings["anomaly"] not in ANOMALY_BRANCHES:
-        raise UserError(f"{path}: anomaly is {settings['anomaly']!r}: use one of {', '.join(ANOMALY_BRANCHES)}")
+        raise UserError(f"{path}: anomaly is {shown(settings['anomaly'])}: use one of {', '.join(ANOMALY_BRANCHES)}")
     if not isinstance(settings["mirrored"], bool):
-        raise UserError(f"{path}: mirrored is {settings['mirrored']!r}: use true or false")
-    name = str(data.get("name", path.stem))
+        raise UserError(f"{path}: mirrored is {shown(settings['mirrored'])}: use true or false")
+    name = data.get("name", path.stem)
+    if not isinstance(name, str | int) or not str(name).isprintable() or len(str(name)) > _MOST_NAME:
+        raise UserError(f"{path}: name is {shown(name)}: use a word")
+    name = str(name)
     if name in PRESETS:
         raise UserError(f"{path}: the name {name!r} is a built-in dataset's: choose another")
     return Preset(name=name, classes=dict(zip(names, prompts, strict=True)), **settings)
 
 
 def _parse(path: Path) -> object:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML or JSON file of classes") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; save the classes as plain UTF-8") from error
+    where = Where(path, "name a file of classes, YAML or JSON, as in the documentation")
+    raw = read_file(path, where, most=MOST_BYTES)
     if path.suffix.lower() == ".json":
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path}: is not JSON ({error}); correct it") from error
+        return parse_json(raw, where)
     try:
-        import yaml
-    except ImportError as error:
-        raise UserError(f"{path}: PyYAML is not installed: install vadclip-edge[train], or write JSON") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+        return parse_yaml(raw.decode("utf-8-sig"), where)
+    except UnicodeDecodeError:
+        raise where.error("it is not UTF-8 text") from None
 
 
 def _read_rows(path: Path) -> list[tuple[int, str, str]]:
     """Line number, path and label of every row that is not blank."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a CSV file of path,label") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is not a CSV file of UTF-8 text ({error}); save it again as one") from error
-    if not lines:
-        raise UserError(f"{path} is empty: begin it with the header path,label and list the feature files below")
-    header = [cell.strip().lower() for cell in lines[0][1]]
-    if "path" not in header or "label" not in header:
-        raise UserError(f"{path} does not begin with the header path,label: add it, so that columns are known")
-    where, what = header.index("path"), header.index("label")
-    rows = []
-    for line, row in lines[1:]:
-        if len(row) != len(header) or not row[where].strip() or not row[what].strip():
-            raise UserError(f"{path}, line {line}: expected {','.join(header)}, found {','.join(row)!r}")
-        rows.append((line, row[where].strip(), row[what].strip()))
-    return rows
+    rows = read_table(path, ("path", "label"))
+    return [(line, required(path, line, row, "path"), required(path, line, row, "label")) for line, row in rows]
 
 
 def _known_labels(preset: Preset) -> dict[str, int]:
@@ -360,25 +387,3 @@ def _classes(label: str, known: Mapping[str, int]) -> list[int] | None:
     if not parts or any(part not in known for part in parts):
         return None
     return sorted({known[part] for part in parts})
-
-
-class _Moved:
-    """Where the files of a list are."""
-
-    def __init__(self, root: Path, search: bool) -> None:
-        self._root = root
-        self._search = search
-        self._dropped = 0  # leading folders that the file before had to lose
-
-    def __call__(self, text: str) -> Path:
-        path = Path(text)
-        if not self._search:
-            return self._root / path  # which is the path itself if it is absolute
-        parts = path.parts[1:] if path.is_absolute() else path.parts
-        tries = [self._dropped, *(n for n in range(len(parts)) if n != self._dropped)]
-        for dropped in tries:
-            candidate = self._root.joinpath(*parts[dropped:])
-            if dropped < len(parts) and candidate.is_file():
-                self._dropped = dropped
-                return candidate
-        return self._root.joinpath(*parts[min(self._dropped, len(parts) - 1) :])

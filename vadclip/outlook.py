@@ -74,8 +74,8 @@ def outlook(
                 f"{normal} normal and {len(held) - normal} abnormal validation videos are too few to choose weights "
                 f"by: train on all videos with --select last; {SMALL}"
             )
-        there, chosen = listed.targets.any(axis=0), held.targets.any(axis=0)
-        missing = [name for name, trained, tested in zip(names, there, chosen, strict=True) if trained and not tested]
+        there, chosen = (set(np.flatnonzero(part.targets.sum(axis=0)).tolist()) for part in (listed, held))
+        missing = [names[c] for c in sorted(there - chosen)]
         if missing:
             lines.append(f"no validation video has the class {_either(missing)}")
     if score is not None:
@@ -131,13 +131,13 @@ def _entropy(shares: np.ndarray) -> float:
 
 
 def _count(listed: FeatureList, names: Sequence[str]) -> str:
-    """``21 videos (9 normal; 12 abnormal: 6 fire, 6 fight)``, and of how many files where there are several crops."""
+    """``21 videos (9 normal; 12 abnormal: 6 fire, 6 fight)``, and of how many rows where there are several crops."""
     rows = dict(zip(listed.videos, listed.targets, strict=True))  # a row for each video, of whichever crop
     classes: Counter[str] = Counter()
     for row in rows.values():
-        classes.update(names[c] for c in np.flatnonzero(row) if c != NORMAL)
+        classes.update(names[int(c)] for c in np.flatnonzero(row) if c != NORMAL)
     normal = sum(bool(row[NORMAL]) for row in rows.values())
-    files = f" in {len(listed)} files" if len(listed) > len(rows) else ""
+    files = f" in {len(listed)} rows" if len(listed) > len(rows) else ""
     each = ", ".join(f"{count} {name}" for name, count in classes.items())
     return f"{_plural(len(rows), 'video')}{files} ({normal} normal; {len(rows) - normal} abnormal: {each})"
 

@@ -17,10 +17,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vadclip.evaluate import Evaluation, ScoredVideo
-from vadclip.features import read_features
+from vadclip.evaluation import Evaluation, ScoredVideo
 from vadclip.metrics import FRAMES_PER_SNIPPET
-from vadclip.presets import ANOMALY_BRANCHES, NORMAL
+from vadclip.presets import NORMAL
+from vadrun.files import printable
 
 Adapt = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Features [n,d] of a video -> [k,d] after the adapter, of its first k <= n snippets."""
@@ -50,10 +50,10 @@ def write_pictures(evaluation: Evaluation, folder: Path, adapt: Adapt | None = N
         UserError: a feature file that is needed for the map cannot be read any more.
     """
     figures: list[tuple[str, str, Figure]] = [("curves.png", "ROC and precision-recall curves", _curves(evaluation))]
-    if any(video.events for video in evaluation.videos):
+    if any(video.events and video.alignment is not None for video in evaluation.videos):
         title = "Classes of the A-branch: rows are the truth, columns what a snippet was taken for"
         figures.append(("confusion.png", title, _confusion(evaluation)))
-    if adapt is not None and sum(len(video.confidence) for video in evaluation.videos) >= _LEAST_POINTS:
+    if adapt is not None and sum(video.snippets for video in evaluation.videos) >= _LEAST_POINTS:
         figures.append(("features.png", "Features before and after the LGT-Adapter (t-SNE)", _map(evaluation, adapt)))
     for name, _, figure in figures:
         figure.savefig(folder / name, dpi=_DPI)
@@ -68,7 +68,7 @@ def write_pictures(evaluation: Evaluation, folder: Path, adapt: Adapt | None = N
         shown.append((name, video.truth.name))
     count = f"{len(chosen)} of {len(evaluation.videos)} videos"
     sections.append((f"Anomaly scores; annotated events are shaded ({count})", shown))
-    (folder / INDEX).write_text(_page(evaluation.table(), sections), encoding="utf-8")
+    (folder / INDEX).write_text(printable(_page(evaluation.table(), sections)), encoding="utf-8")
 
 
 def _page(figures: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
@@ -95,13 +95,15 @@ def _chosen(videos: Sequence[ScoredVideo]) -> list[ScoredVideo]:
 def _scores(video: ScoredVideo, branch: str) -> Figure:
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     axes = figure.subplots()
-    frames = np.arange(len(video.confidence) + 1) * FRAMES_PER_SNIPPET
-    for name in ANOMALY_BRANCHES:
+    frames = np.arange(video.snippets + 1) * FRAMES_PER_SNIPPET
+    for name, score in video.scores.items():
         width = 1.8 if name == branch else 0.8
-        axes.stairs(video.anomaly(name), frames, label=name, linewidth=width, baseline=None)
+        axes.stairs(score, frames, label=name, linewidth=width, baseline=None)
     for event in video.truth.events:
         axes.axvspan(event.start, min(event.end, video.truth.frames), color="tab:red", alpha=0.18, linewidth=0)
-    axes.set(xlim=(0, video.truth.frames), ylim=(-0.02, 1.02), xlabel="frame", ylabel="anomaly score")
+    if all(score.min() >= 0 and score.max() <= 1 for score in video.scores.values()):
+        axes.set(ylim=(-0.02, 1.02))
+    axes.set(xlim=(0, video.truth.frames), xlabel="frame", ylabel="anomaly score")
     # A "$" in a name would begin a formula.
     axes.set_title(f"{video.truth.name} ({', '.join(video.classes)})".replace("$", r"\$"), fontsize=9)
     axes.legend(loc="upper right", fontsize=8)
@@ -115,7 +117,7 @@ def _curves(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     roc, pr = figure.subplots(1, 2)
     for branch, found in evaluation.frames.items():
-        score = np.concatenate([np.repeat(video.anomaly(branch), FRAMES_PER_SNIPPET) for video in evaluation.videos])
+        score = np.concatenate([np.repeat(video.scores[branch], FRAMES_PER_SNIPPET) for video in evaluation.videos])
         false, true, _ = roc_curve(truth, score)
         roc.plot(false, true, label=f"{branch}: AUC {100 * found.auc:.2f} %")
         precision, recall, _ = precision_recall_curve(truth, score, drop_intermediate=True)
@@ -131,7 +133,7 @@ def _curves(evaluation: Evaluation) -> Figure:
 
 def snippet_classes(video: ScoredVideo, names: Sequence[str]) -> NDArray[np.int64]:
     """The true class [n] of each snippet, by its middle frame; of two events at once the later in the list."""
-    found = np.full(len(video.confidence), NORMAL, np.int64)
+    found = np.full(video.snippets, NORMAL, np.int64)
     middle = np.arange(len(found)) * FRAMES_PER_SNIPPET + FRAMES_PER_SNIPPET // 2
     for event in video.events or ():
         if event.label is not None:
@@ -144,6 +146,8 @@ def confusion(evaluation: Evaluation) -> NDArray[np.int64]:
     count = len(evaluation.class_names)
     out = np.zeros((count, count), np.int64)
     for video in evaluation.videos:
+        if video.alignment is None:
+            continue
         np.add.at(out, (snippet_classes(video, evaluation.class_names), video.alignment.argmax(axis=1)), 1)
     return out
 
@@ -177,7 +181,8 @@ def _map(evaluation: Evaluation, adapt: Adapt) -> Figure:
     before, after, classes = [], [], []
     for index in random.permutation(len(evaluation.videos))[:_POINTS]:
         video = evaluation.videos[index]
-        features = read_features(video.features, None).astype(np.float32, copy=False)
+        assert video.features is not None  # an adapter has features to adapt
+        features = video.features().astype(np.float32, copy=False)
         adapted = adapt(features)
         rows = np.sort(random.permutation(len(adapted))[:share])
         before.append(features[rows])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vadrun.errors import UserError
+from vadrun.files import whole_file
 
 LOG = ("epoch", "batch", "rows", "lr", "loss_bce", "loss_nce", "loss_cts", "score", "best", "seconds")
 """The columns of ``log.csv``. Losses are means since the row before; ``score`` is empty where nothing was scored."""
@@ -166,11 +166,8 @@ def _hash(value: Any) -> bool:
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        write(temporary)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            write(temporary)
     except (OSError, RuntimeError) as error:  # torch.save says a full disk with a RuntimeError
         raise UserError(f"{path} cannot be written ({error}): make room or name another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)

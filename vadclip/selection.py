@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from vadclip.config import ModelConfig
 from vadclip.data import FeatureStore, Fetcher, ahead
-from vadclip.features import read_features
+from vadclip.lists import FeatureList
 from vadclip.losses import top_k_mean
 from vadclip.metrics import FRAMES_PER_SNIPPET
 from vadclip.model import VadCLIP
@@ -48,25 +47,27 @@ def video_scorer(store: FeatureStore, normal: NDArray[np.bool_], config: ModelCo
     return score
 
 
-def snippet_scorer(paths: Sequence[Path], truth: Sequence[NDArray[np.bool_]], config: ModelConfig) -> Scorer:
+def snippet_scorer(listed: FeatureList, truth: Sequence[NDArray[np.bool_]], config: ModelConfig) -> Scorer:
     """Scores a model on whole videos against a truth for each snippet or frame: AUC or AP as in :func:`video_scorer`.
 
     Args:
-        paths: one feature file a video.
+        listed: one feature file of each video.
         truth: bool [n] for each, true where the snippet is abnormal, or [16 n] for its frames.
         config: of the model.
 
     Raises:
         UserError: a file cannot be used, or has another number of snippets than its truth.
     """
-    for path, marks in zip(paths, truth, strict=True):
+    if len(listed) != len(truth):
+        raise UserError(f"{listed.source} has {len(listed)} videos, but there is ground truth of {len(truth)}")
+    for index, marks in enumerate(truth):
         if len(marks) not in (
-            len(features := read_features(path, config.embed_dim)),
+            len(features := listed.read(index, config.embed_dim)),
             FRAMES_PER_SNIPPET * len(features),
         ):
             raise UserError(
-                f"{path} has {len(features)} snippets, but its ground truth has {len(marks)}: use features of the"
-                " whole test video"
+                f"{listed.paths[index]} has {len(features)} snippets, but its ground truth has {len(marks)}: use"
+                " features of the whole test video"
             )
     figure = _figure(np.concatenate([np.asarray(marks, dtype=bool) for marks in truth]), config.anomaly)
 
@@ -74,8 +75,8 @@ def snippet_scorer(paths: Sequence[Path], truth: Sequence[NDArray[np.bool_]], co
         found = []
         with torch.no_grad():
             text = model.encode_text(model.config.labels)
-            for path, marks in zip(paths, truth, strict=True):
-                logits, alignment = model.score(torch.from_numpy(read_features(path, config.embed_dim)), text)
+            for index, marks in enumerate(truth):
+                logits, alignment = model.score(torch.from_numpy(listed.read(index, config.embed_dim)), text)
                 scores = _anomaly(logits, alignment, config.anomaly)
                 found.append(scores.repeat_interleave(len(marks) // len(scores)))
         return figure(torch.cat(found))

@@ -104,7 +104,7 @@ def check_test_features(
     if trained is None:
         return
     made_by, wanted = str(settings.get("encoder", "")), str(trained.get("encoder", ""))
-    if made_by and wanted and not _same_encoder(made_by, wanted) and _identity(made_by) != [sha256, "fp32"]:
+    if made_by and wanted and not _same_encoder(made_by, wanted) and not _of_file(made_by, sha256):
         raise UserError(
             f"the test features were made by the CLIP {made_by!r}, but {what} wants those of {wanted!r}: extract them"
             " with the same --encoder"
@@ -137,6 +137,12 @@ def check_clip(paths: Iterable[Path], name: str) -> None:
 def _identity(encoder: str) -> list[str | None]:
     """SHA-256 (or open_clip's tag) and arithmetic: without the file's name, which may change."""
     return [*encoder.rsplit(" ", 2)[1:]]
+
+
+def _of_file(encoder: str, sha256: str | None) -> bool:
+    """Whether it is PyTorch's float32 of a file."""
+    words = encoder.rsplit(" ", 2)
+    return len(words) == 3 and words[1] == sha256 and words[2].split(",")[0] == "fp32"
 
 
 def _same_encoder(one: str, other: str) -> bool:

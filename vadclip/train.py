@@ -68,7 +68,7 @@ def train(
             trained on; ``test`` those that are best by ``scorer``, which the released code lets the TEST list
             decide; ``last`` the last ones, trained on all of the list.
         scorer: for ``select="test"``: :func:`snippet_scorer` or :func:`video_scorer` of the test list.
-        test_set: what tells this test list from others (:attr:`vadclip.evaluate.TestSet.fingerprint`): a run is not
+        test_set: what tells this test list from others (:attr:`vadclip.testset.TestSet.fingerprint`): a run is not
             gone on with by another one's scores.
         validation: share of the videos that are set aside.
         crop: number of the crop to validate on, :attr:`vadclip.presets.Preset.centre_crop`.

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadclip import evaluate
+from vadclip import evaluate, testset
 from vadrun.console import DAMAGED, ProgressLine
 from vadrun.errors import UserError
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vadclip.config import Design
-    from vadclip.evaluate import Evaluation, TestSet
+    from vadclip.evaluation import Evaluation
     from vadclip.recipes import Recipe
+    from vadclip.testset import TestSet
     from vadclip.trainer import Result
 
 TRAIN = """Train VadCLIP on feature files with video-level labels; run again to go on where it stopped. On several GPUs:
@@ -55,7 +56,13 @@ def _add_common(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--clip",
         metavar="WHAT",
-        help="CLIP that made the features: an open_clip tag or a checkpoint (default: that of --init, or else openai)",
+        help="CLIP that made the features, as for extract --encoder (default: that of --init, or else openai)",
+    )
+    p.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a file of weights is, where nothing else tells: openai, ViT-B-16 or another of open_clip's "
+        "model names, or its configuration (.json)",
     )
     p.add_argument("--dataset", metavar="NAME", help="ucf or xd; or give --classes")
     p.add_argument("--classes", type=Path, metavar="FILE", help="your own classes and their prompts (YAML or JSON)")
@@ -173,27 +180,24 @@ class _Training:
 
     def _clip(self) -> nn.Module:
         from vadclip.checkpoint import holds_clip, load_clip
-        from vadclip.clip import pretrained
-        from vadclip.extract import clip_name
+        from vadclip.extract import clip_name, open_clip_model
         from vadclip.initial import same_clip
         from vadclip.sidecar import check_clip
 
-        init, name = getattr(self.arguments, "init", None), self.arguments.clip
-        inside = load_clip(init) if init is not None and holds_clip(init) else None
+        init, name, kind = getattr(self.arguments, "init", None), self.arguments.clip, self.arguments.clip_model
+        inside = load_clip(init, kind if name is None else None) if init is not None and holds_clip(init) else None
         if name is None and inside is not None:
             return inside  # of which a sidecar cannot tell whether it made the features
         name = name or "openai"
-        source = Path(name)
-        clip = load_clip(source) if source.exists() or source.suffix else pretrained(name)
-        check_clip(self.listed.paths, clip_name(name))
+        clip: nn.Module = open_clip_model(name, kind)
+        check_clip(self.listed.paths, clip_name(name, clip))
         if inside is not None and not same_clip(inside, clip):
             _warn(f"{init} was trained with another CLIP than {name}: its weights may be of little use here")
         return clip
 
     def _test_set(self) -> TestSet:
         """The test list, checked before hours of training and not after."""
-        from vadclip.clip import clip_sizes
-        from vadclip.features import read_features
+        from vadclip.clip import clip_config
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
         from vadclip.sidecar import check_test_features, common_settings
@@ -205,14 +209,14 @@ class _Training:
         check_apart(self.listed, listed)
         annotations = read_annotations(arguments.annotations)
         events = None if arguments.events is None else read_annotations(arguments.events)
-        width = clip_sizes(self.clip.state_dict())[1]
+        width = clip_config(self.clip)[1]
         listed = one_crop(listed, self.preset.centre_crop)
         if (remark := crop_remark(listed, self.preset.centre_crop)) is not None:
             _warn(remark)
-        test = evaluate.read_test_set(listed, self.preset, width, annotations, events)
+        test = testset.read_test_set(listed, self.preset, width, annotations, events)
         check_test_features(test.settings, common_settings(self.listed.paths), "the training list")
-        for path in listed.paths:
-            read_features(path, width)  # NaN too is found now
+        for index in range(len(listed)):
+            listed.read(index, width)  # NaN too is found now
         return test
 
     def run(self, design: Design | None, seed: int, out: Path, cache: bool | Path = True) -> Result:
@@ -227,7 +231,7 @@ class _Training:
         if self.select == "test":
             assert self.test is not None
             masks = [truth.mask for truth in self.test.truths]
-            scorer = snippet_scorer(self.test.listed.paths, masks, model.config)
+            scorer = snippet_scorer(self.test.listed, masks, model.config)
 
         def say(line: str) -> None:
             bar.clear()

@@ -6,7 +6,6 @@ mean nothing.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from vadclip.config import ClipConfig, ModelConfig
 from vadclip.model import VadCLIP
 from vadclip.presets import get_preset
+from vadrun.files import whole_file
 
 VIT_B_16 = ClipConfig()
 SMALL = ClipConfig(
@@ -72,9 +72,5 @@ def _spread_scores(model: VadCLIP) -> None:
 def save_released_format(model: VadCLIP, path: Path) -> None:
     """Write the bare state dict as the authors do (``.pth``), whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         torch.save(model.state_dict(), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vadrun.console import ProgressLine, run_command, version
+from vadrun.console import CODES, ProgressLine, run_command, version
 from vadrun.errors import UserError
 
 
@@ -18,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="vadcalibrate",
         description="Calibrate a bundle on footage of your own.",
-        epilog="exit codes: 0 done; 2 an input cannot be used.",
+        epilog=CODES,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -146,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"this needs {error.name}, which is not installed: pip install 'vadclip-edge[calibrate]'"
             ) from error
 
-    return run_command("vadcalibrate", body)
+    return run_command("vadcalibrate", body, keeps=True)
 
 
 def _alarms(arguments: argparse.Namespace) -> int:
@@ -155,7 +154,7 @@ def _alarms(arguments: argparse.Namespace) -> int:
     from vadcalibrate.footage import read_footage, repeated
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
-    from vadrun.files import write_json
+    from vadrun.files import json_text, write_json
 
     _check(arguments)
     with Engine.load(
@@ -183,7 +182,7 @@ def _alarms(arguments: argparse.Namespace) -> int:
         value |= document.kept(arguments.out, engine.bundle, arguments.camera, mine="alarms")
     write_json(arguments.out, value)
     Calibration.read(arguments.out)
-    print(json.dumps(value, indent=2, ensure_ascii=False) if arguments.json else document.summary(value))
+    print(json_text(value) if arguments.json else document.summary(value))
     if clips and fitted is None and not arguments.quiet:
         print(
             f"no probabilities: they need {probability.LEAST_CLIPS} labelled clips, and there are {len(clips)}",
@@ -200,7 +199,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
     from vadrun.events import EventRule
-    from vadrun.files import write_json
+    from vadrun.files import json_text, write_json
     from vadrun.gate import GateRule
 
     if not 0 < arguments.error < 1:
@@ -221,7 +220,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     write_json(arguments.out, value)
     Calibration.read(arguments.out)
     if arguments.json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(json_text(value))
         return 0
     print(document.gate_summary(value[document.GATE]))
     print(f"gate in {arguments.out}; next: vadrun VIDEO --engine {arguments.engine} --calibration FILE --gate")
@@ -273,12 +272,14 @@ def _ranges(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from vadcalibrate.report import write_report
+    from vadcalibrate.report import OTHERS, write_report
     from vadrun.calibration import Calibration
     from vadrun.files import check_place, whole_directory
 
     calibration = Calibration.read(arguments.calibration)
-    check_place(arguments.out, replace=arguments.force, marks=["alarms.png", "gate.png"], kind="a report")
+    check_place(
+        arguments.out, replace=arguments.force, marks=["alarms.png", "gate.png"], others=OTHERS, kind="a report"
+    )
     with whole_directory(arguments.out, replace=True) as folder:
         write_report(calibration, folder)
     print(f"report in {arguments.out}: open its index.html")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vadrun.engine import Engine
 from vadrun.errors import UserError
-from vadrun.sources import named_videos
+from vadrun.inputs import named_videos
 from vadrun.video import Video
 
 _CANDIDATES = 1024  # over all videos

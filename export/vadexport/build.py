@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 
 PRECISIONS = ("fp32", "fp16", "int8")
+# What a bundle may hold beside its manifest: a build with --force replaces these and nothing else.
+OTHERS = ("certificate.json", "*.onnx", "text.npy", "probe.npz", "engines")
 
 
 class ParityError(Exception):
@@ -53,6 +55,7 @@ class BuildOptions:
     anomaly: Anomaly | None = None
     mask_padding: bool = False
     clip: str | None = None
+    clip_model: str | None = None
     mirror: bool | None = None
     crop: str = "center"
     sampling: Sampling | None = None
@@ -78,7 +81,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
     """
     if options.precision not in PRECISIONS:
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
-    check_place(options.out, replace=options.force, marks=["manifest.json"], kind="a bundle")
+    check_place(options.out, replace=options.force, marks=["manifest.json"], others=OTHERS, kind="a bundle")
     ranges = _ranges(options)
     chosen_by = ranges if ranges is None or options.probe else replace(ranges, frames=ranges.frames[::2])
 
@@ -92,6 +95,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         anomaly=options.anomaly,
         mask_padding=options.mask_padding,
         clip=options.clip,
+        clip_model=options.clip_model,
     ).eval()
     config, names = model.config, model.annotation_names
     if config.design != Design():
@@ -135,9 +139,13 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             if role == "head":
                 graph = _head(weights, config)
             elif chosen_by is None:
-                graph = encoder_graph(_visual(weights), config.clip.vision_heads, options.precision)
+                clip = config.clip
+                graph = encoder_graph(
+                    _visual(weights), clip.vision_heads, options.precision, activation=clip.activation
+                )
             else:
-                graph, own, record = int8_graph(_visual(weights), config.clip.vision_heads, chosen_by, say)
+                clip = config.clip
+                graph, own, record = int8_graph(_visual(weights), clip.vision_heads, chosen_by, say, clip.activation)
                 more = {"int8": record.to_json()}
             graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph), **more}
             onnx.save(graph, folder / name)
@@ -174,7 +182,12 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             sampling=sampling,
             files=files,
             forms=forms,
-            checkpoint={"name": options.checkpoint.name, "sha256": checkpoint_sha256(options.checkpoint)},
+            checkpoint={
+                "name": options.checkpoint.name,
+                "sha256": checkpoint_sha256(options.checkpoint),
+                # What reading the same checkpoint again needs to be told (vadexport.original).
+                "clip": {"weights": options.clip, "config": asdict(config.clip)},
+            },
             graphs=graphs,
         )
         verification = certificate.verify(folder, say, options.limits)

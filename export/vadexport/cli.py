@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vadrun.console import DAMAGED, run_command, version
+from vadrun.console import CODES, DAMAGED, run_command, version
 from vadrun.errors import UserError
+from vadrun.files import json_text
 
 if TYPE_CHECKING:
     from vadexport.compile import CompileOptions
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="vadexport",
         description="Turn a VadCLIP checkpoint into a bundle that vadrun runs without PyTorch.",
-        epilog="exit codes: 0 done; 1 a check against PyTorch failed; 2 an input cannot be used.",
+        epilog=CODES,
     )
     p.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -53,7 +53,14 @@ def parser() -> argparse.ArgumentParser:
     m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
     m.add_argument("--anomaly", metavar="BRANCH", help="confidence or alignment: the branch that scores")
     m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
-    m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
+    m.add_argument(
+        "--clip", metavar="TAG", help="CLIP for a checkpoint without it: openai, or MODEL/TAG of open_clip's weights"
+    )
+    m.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a .pth holds: openai (default), ViT-B-16 or another of open_clip's model names, or its .json",
+    )
     v = b.add_argument_group("how video becomes frames (kept in the bundle)")
     v.add_argument(
         "--sample",
@@ -131,9 +138,10 @@ def parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser(
         "verify",
-        help="run the certificate on this machine",
+        help="run the certificate on this machine, and add the result to the bundle",
         description="Run every artifact against PyTorch's stored answers, with each backend that is there; with "
-        "--videos also on footage of your own, against float32.",
+        "--videos also on footage of your own, against float32. The result is added to the bundle's certificate.json, "
+        "which inspect prints. Engines of compile --for that pass here are marked as checked; nothing else changes.",
     )
     c.add_argument("bundle", type=Path, metavar="DIR")
     c.add_argument("--json", action="store_true", help="for machines")
@@ -165,7 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
     commands = {"build": _build, "compile": _compile, "relabel": _relabel, "inspect": _inspect, "verify": _verify}
-    return run_command("vadexport", lambda: commands[arguments.command](arguments))
+    keeps = arguments.command != "inspect"
+    return run_command("vadexport", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -196,6 +205,7 @@ def _build(arguments: argparse.Namespace) -> int:
         anomaly=arguments.anomaly,
         mask_padding=arguments.mask_padding,
         clip=arguments.clip,
+        clip_model=arguments.clip_model,
         mirror=arguments.mirror,
         crop=arguments.crop,
         sampling=sampling,
@@ -306,30 +316,32 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from vadexport.inspect import describe, report
 
     description = describe(arguments.bundle)
-    print(json.dumps(description, indent=2, ensure_ascii=False) if arguments.json else report(description))
+    print(json_text(description) if arguments.json else report(description))
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from vadexport import certificate
     from vadexport.footage import FootageCertificate, footage_table, open_reference
-    from vadrun.bundle import Bundle
+    from vadrun.bundle import CERTIFICATE, Bundle
 
     labelled = bool(arguments.videos and arguments.annotations)
     changes, steps = certificate.parse_limits(arguments.limits, labelled=labelled), _Steps()
     if not arguments.videos and (arguments.annotations or arguments.checkpoint or arguments.reference):
         raise UserError("--annotations, --checkpoint and --reference are of footage: give --videos too")
     further = None
+    bundle = Bundle.open(arguments.bundle)
     if arguments.videos:
-        bundle = Bundle.open(arguments.bundle)
         reference = open_reference(bundle, arguments.checkpoint, arguments.reference)
         further = FootageCertificate(bundle, arguments.videos, reference, arguments.annotations, say=steps)
     verification = certificate.verify(arguments.bundle, steps, changes, further)
-    print(json.dumps(verification.to_json(), indent=2) if arguments.json else verification.table())
+    print(json_text(verification.to_json()) if arguments.json else verification.table())
     if verification.footage and not arguments.json:
         print()
         print(footage_table(verification.footage))
-    certificate.write(arguments.bundle, verification, Bundle.open(arguments.bundle).sha256)
+    runs = certificate.write(arguments.bundle, verification, bundle.sha256)
+    place = arguments.bundle / CERTIFICATE
+    steps(f"added to {place}, which holds {runs} run{'s' if runs > 1 else ''} now")
     if not verification.passed:
         print("vadexport: a check failed on this machine (table above)", file=sys.stderr)
         return FAILED

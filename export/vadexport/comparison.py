@@ -8,26 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vadclip.intervals import LEAST_VIDEOS, Ranking, percentiles, resampled
 from vadrun.events import Event
-from vadrun.scoring import Scores
 
 SURE_PEAK = 0.8
 """Events whose peak is above this are sure: no rounding may cost them."""
-LEAST_VIDEOS = 10
-"""Figures of fewer videos have no interval."""
-_RESAMPLES = 1000
-_SEED = 20240217
 
 Floats = NDArray[np.float64]
-
-
-def score_differences(measured: Scores, reference: Scores) -> Floats:
-    """Absolute differences of every probability of both branches and of the anomaly score; 1 where not finite."""
-    parts = [
-        np.abs(getattr(measured, part).astype(np.float64) - getattr(reference, part)).ravel()
-        for part in ("confidence", "alignment", "anomaly")
-    ]
-    return np.asarray(np.nan_to_num(np.concatenate(parts), nan=1.0), np.float64)
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ def ranking_differences(
     if not 0 < share.sum() < len(share):
         return None
     ranked = [
-        _Ranked(np.concatenate([np.asarray(part, np.float64) for part in scores]), share)
+        Ranking(np.concatenate([np.asarray(part, np.float64) for part in scores]), share)
         for scores in (measured, reference)
     ]
     once = np.ones(len(share))
@@ -131,35 +118,8 @@ def ranking_differences(
     return auc, ap
 
 
-def _interval(ranked: Sequence[_Ranked], share: Floats, video: NDArray[np.integer]) -> tuple[Floats, Floats]:
+def _interval(ranked: Sequence[Ranking], share: Floats, video: NDArray[np.integer]) -> tuple[Floats, Floats]:
     """Lower and upper ends [2] of the differences of AUC and AP, by resampling the videos."""
-    rng = np.random.default_rng(_SEED)
-    count = int(video[-1]) + 1
-    samples = []
-    for _ in range(_RESAMPLES):
-        weight = np.bincount(rng.integers(0, count, count), minlength=count)[video]
-        if 0 < (weight * share).sum() < weight.sum():
-            samples.append(100 * (ranked[0].auc_ap(weight) - ranked[1].auc_ap(weight)))
-    low, high = np.quantile(np.array(samples), (0.025, 0.975), axis=0)
-    return low, high
-
-
-class _Ranked:
-    """Scores in order, with ties in groups, so that many weightings are quick."""
-
-    def __init__(self, score: Floats, share: Floats) -> None:
-        self._order = np.argsort(-score, kind="stable")
-        ordered = score[self._order]
-        self._first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        self._share = share[self._order]
-
-    def auc_ap(self, weight: NDArray[np.floating] | NDArray[np.integer]) -> Floats:
-        """AUC and AP [2], each snippet counted ``weight`` times; as scikit-learn's over the frames."""
-        ordered = weight[self._order]
-        positive = np.add.reduceat(ordered * self._share, self._first)
-        negative = np.add.reduceat(ordered * (1 - self._share), self._first)
-        found, passed = positive.cumsum(), negative.cumsum()
-        below = passed[-1] - passed
-        auc = (positive * (below + negative / 2)).sum() / (found[-1] * passed[-1])
-        precision = found / np.maximum(found + passed, 1e-12)
-        return np.array([auc, (positive * precision).sum() / found[-1]])
+    return percentiles(
+        [100 * (ranked[0].auc_ap(weight) - ranked[1].auc_ap(weight)) for weight in resampled(video, share)]
+    )

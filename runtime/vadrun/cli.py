@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vadrun.console import FilesProgress, run_command, version
+from vadrun.console import CODES, FilesProgress, run_command, tell, version
 from vadrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from vadrun.engine import Engine
     from vadrun.events import EventRule
     from vadrun.gate import GateRule
+    from vadrun.places import Place
 
 GATE_MODES = ("off", "on", "shadow")
 
-EPILOG = """\
-exit codes: 0 done; 1 done, but a video was damaged and its scores end early; 2 an input cannot be used.
-
+EPILOG = f"""\
+{CODES}
 example: vadrun cam1.mp4 recordings/ --engine engines/ucf --out results
 
 `vadrun devices` tells what this machine has (GPUs, libraries, decoders) and what --backend auto would take;
@@ -70,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         metavar="NAME",
         help="auto (default: hardware where it gives what software does), software, cuda, gstreamer",
+    )
+    run.add_argument(
+        "--stream",
+        type=int,
+        metavar="N",
+        help="score the video stream with this number, as ffprobe counts them (default: the file's main one)",
     )
     run.add_argument("--threads", type=int, metavar="N", help="inference threads (default: the library's choice)")
 
@@ -147,14 +152,15 @@ def main(argv: list[str] | None = None) -> int:
         asked = devices_parser().parse_args(given[1:])
         return run_command("vadrun", lambda: _devices(asked))
     arguments = parser().parse_args(_with_gate_mode(given))
-    return run_command("vadrun", lambda: _run(arguments))
+    return run_command("vadrun", lambda: _run(arguments), keeps=arguments.out is not None)
 
 
 def _devices(arguments: argparse.Namespace) -> int:
     from vadrun.devices import describe, report
+    from vadrun.files import json_text
 
     found = describe(arguments.engine)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else report(found))
+    print(json_text(found) if arguments.json else report(found))
     return 0
 
 
@@ -162,7 +168,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from vadrun import decoders
     from vadrun.calibration import Calibration
     from vadrun.engine import Engine
-    from vadrun.sources import named_videos
+    from vadrun.inputs import named_videos
 
     decoders.wanted(arguments.decoder)  # a wrong name is refused before anything is loaded
     calibration = None if arguments.calibration is None else Calibration.read(arguments.calibration)
@@ -180,8 +186,11 @@ def _run(arguments: argparse.Namespace) -> int:
         if calibration is not None:
             calibration.check(engine.bundle)
             _tell(arguments, calibration, gate, engine)
-        targets = _targets(sources, arguments.out)  # makes --out, so only once the engine is known to work
+        # Makes --out, so only once the engine is known to work.
+        targets = _places(sources, arguments.source, arguments.out)
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
+        if engine.remark is not None:
+            _remark(arguments, engine.remark)
         return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate, calibration)
 
 
@@ -240,7 +249,7 @@ def _run_all(
     arguments: argparse.Namespace,
     engine: Engine,
     rule: EventRule | Calibration,
-    jobs: list[tuple[Path, Path | None]],
+    jobs: list[tuple[Path, Place | None]],
     gate: GateRule | None,
     calibration: Calibration | None,
 ) -> int:
@@ -249,29 +258,39 @@ def _run_all(
     from vadrun.sinks import ResultFolders
 
     sources = [source for source, _ in jobs]
-    report = Report(sources, calibration, as_json=arguments.json, quiet=arguments.quiet)
+    report = Report(sources, calibration, arguments.out, as_json=arguments.json, quiet=arguments.quiet)
     versions = _versions(engine)
     progress = FilesProgress([source.name for source in sources], enabled=not arguments.quiet)
     with ExitStack() as stack:
         folders = stack.enter_context(ResultFolders([target for _, target in jobs], engine.labels))
         outcomes = run_videos(
-            engine, sources, rule, folders.begin, progress.update, gate=gate, decoder=arguments.decoder
+            engine,
+            sources,
+            rule,
+            folders.begin,
+            progress.update,
+            gate=gate,
+            decoder=arguments.decoder,
+            stream=arguments.stream,
         )
         for number, outcome in stack.enter_context(closing(outcomes)):
             progress.done(number)
             document = {} if isinstance(outcome, UserError) else outcome.to_json(engine, rule, versions)
+            where = None
             if not isinstance(outcome, UserError):
                 try:
-                    folders.keep(number, document)
+                    where = folders.keep(number, document)
                 except UserError as error:
                     outcome = error
             folders.drop(number)  # where it was not kept
-            report.add(number, outcome, document)
-    return report.finish(arguments.out)
+            report.add(number, outcome, document, where)
+    return report.finish()
 
 
-def _targets(sources: list[Path], out: Path | None) -> list[Path | None]:
-    """A folder per video under ``out``, named after the video; a longer name where two would be the same."""
+def _places(sources: list[Path], named: list[Path], out: Path | None) -> list[Place | None]:
+    """A place below ``out`` for each video; None for each if there is no ``out``."""
+    from vadrun.places import places
+
     if out is None:
         return [None] * len(sources)
     if out.exists() and not out.is_dir():
@@ -280,19 +299,10 @@ def _targets(sources: list[Path], out: Path | None) -> list[Path | None]:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".vadrun-can-write"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; give a writable folder to --out") from error
-    stems = [source.stem for source in sources]
-    names: list[str] = []
-    for source, stem in zip(sources, stems, strict=True):
-        name = stem if stems.count(stem) == 1 else source.name
-        number = 2
-        while name in names:
-            name = f"{source.name}-{number}"
-            number += 1
-        names.append(name)
-    return [out / name for name in names]
+    return list(places(out, sources, named))
 
 
 def _versions(engine: Engine) -> dict[str, str]:
@@ -306,7 +316,7 @@ def _versions(engine: Engine) -> dict[str, str]:
 
 def _remark(arguments: argparse.Namespace, text: str) -> None:
     if not arguments.quiet:
-        print(text, file=sys.stderr)
+        tell(text)
 
 
 if __name__ == "__main__":

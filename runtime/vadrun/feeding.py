@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from vadrun.backends import cores
 from vadrun.decoders import SOFTWARE, DecoderFailed, wanted
 from vadrun.engine import Engine
-from vadrun.errors import UserError
 from vadrun.gate import Verdict
+from vadrun.interrupts import join
 from vadrun.sources import VideoInfo
+from vadrun.timeline import Seen
 from vadrun.video import Snippet, Video
 
 Floats = NDArray[np.float32]
@@ -110,6 +111,7 @@ class Closed(NamedTuple):
     note: str | None
     busy: float  # seconds spent making its snippets
     undecoded: int  # pictures that were not decoded
+    seen: Seen  # how much of it was seen
 
 
 class Failed(NamedTuple):
@@ -225,6 +227,7 @@ class ReadAhead:
         depth: snippets with images that may wait.
         decoder: as :class:`vadrun.Video` has it. Where hardware that ``auto`` took gives up, the video is opened again
             in software.
+        stream: as :class:`vadrun.Video` has it.
     """
 
     def __init__(
@@ -233,8 +236,9 @@ class ReadAhead:
         snippets: Callable[[Video], Iterator[Snippet]],
         depth: int,
         decoder: str = SOFTWARE,
+        stream: int | None = None,
     ) -> None:
-        self._decoder = decoder
+        self._decoder, self._stream = decoder, stream
         self._snippets = snippets
         self._queue: queue.Queue[Of | _Done] = queue.Queue(maxsize=_MOST_HELD * depth)
         self._room = threading.Semaphore(depth)  # for snippets with images
@@ -254,9 +258,9 @@ class ReadAhead:
             thread.start()
 
     def stop(self) -> None:
+        """Read no more. A thread that hangs in a read is left behind, see :mod:`vadrun.interrupts`."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        join([thread for thread in self._threads if thread.ident is not None])
 
     def leave(self, video: int) -> None:
         """Read no more of this video; what has been read of it still comes."""
@@ -292,7 +296,7 @@ class ReadAhead:
                     self._read(video, source, SOFTWARE, failed=error)
             except BaseException as error:
                 self._put(video, Failed(error))
-                if not isinstance(error, UserError):
+                if not isinstance(error, Exception):
                     break
         with self._taking:
             self._reading -= 1
@@ -304,7 +308,7 @@ class ReadAhead:
 
     def _read(self, video: int, source: Path, decoder: str, failed: DecoderFailed | None = None) -> None:
         started = time.perf_counter()
-        with Video(source, decoder=decoder, threads=self._share()) as opened:
+        with Video(source, decoder=decoder, threads=self._share(), stream=self._stream) as opened:
             info = opened.info if failed is None else replace(opened.info, decoder_why=str(failed))
             opened.at_once = self._share
             opened.stopped = lambda: self._stop.is_set() or video in self.left
@@ -317,7 +321,7 @@ class ReadAhead:
                 started = time.perf_counter()
             else:
                 busy += time.perf_counter() - started
-            self._put(video, Closed(opened.damage, opened.note, busy, opened.undecoded))
+            self._put(video, Closed(opened.damage, opened.note, busy, opened.undecoded, opened.seen))
 
     def _put(self, video: int, item: Item | None) -> bool:
         """Hand on an item, None at a reader's end; False if nobody wants any more."""

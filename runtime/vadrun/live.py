@@ -34,8 +34,10 @@ from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.feeding import Encoded, Holding, features_of, images_of
 from vadrun.gate import GateRule
+from vadrun.interrupts import join
 from vadrun.pipeline import Scorer, VideoResult
 from vadrun.scoring import Scores
+from vadrun.timeline import Seen
 from vadrun.video import Shown, Snippet, Video
 
 WAIT = 0.25  # seconds
@@ -72,7 +74,7 @@ class Metrics:
 
     Attributes:
         scored: snippets that have a score.
-        seconds: end of the last snippet that was encoded, from the camera's beginning.
+        seconds: of its video that are in snippets that were encoded; no time in a pause of the recording is.
         delay: seconds that 95% of the last 1000 snippets had a score after; None without any.
         events: so far, by final scores.
         gate: what the gate does and what it costs, with confidence bounds, as :meth:`vadrun.audit.GateAudit.to_json`
@@ -150,6 +152,7 @@ class _End(NamedTuple):
     note: str | None = None
     error: BaseException | None = None
     undecoded: int | None = None
+    seen: Seen | None = None
 
 
 class _Message(NamedTuple):
@@ -265,8 +268,7 @@ class _Live:
             self._loop()
         finally:
             self._stop.set()
-            for thread in threads:
-                thread.join()
+            join(threads)
         return self.cameras
 
     def _loop(self) -> None:
@@ -322,6 +324,8 @@ class _Live:
             self._watched[number].result.damage = end.damage
             self._watched[number].result.note = end.note
             self._watched[number].result.undecoded = end.undecoded
+            if end.seen is not None:
+                self._watched[number].result.seen = end.seen
 
     def _due(self) -> float:
         """When a camera has to be scored next."""
@@ -348,7 +352,7 @@ class _Live:
                 self._put(_Message(number, video))
                 for snippet in video.snippets(bundle.sampling, bundle.preprocessing, gate=self.gates[number]):
                     self._put(_Message(number, snippet, time.monotonic()))
-                self._put(_Message(number, _End(video.damage, video.note, undecoded=video.undecoded)))
+                self._put(_Message(number, _End(video.damage, video.note, undecoded=video.undecoded, seen=video.seen)))
         except BaseException as error:
             self._put(_Message(number, _End(error=error)))
 

@@ -21,12 +21,14 @@ from vadrun.audit import GateAudit
 from vadrun.calibration import CalibratedDetector, Calibration
 from vadrun.decoders import SOFTWARE
 from vadrun.engine import Engine
-from vadrun.errors import UserError
+from vadrun.errors import InternalError, NoMemory, UserError, lacks_memory, no_memory
 from vadrun.events import Event, EventDetector, EventRule
 from vadrun.feeding import Closed, Encoded, Encoder, Failed, Opened, ReadAhead
 from vadrun.gate import GateRule
+from vadrun.places import identity
 from vadrun.scoring import Scores
 from vadrun.sources import VideoInfo
+from vadrun.timeline import Seen
 from vadrun.video import Snippet, Video
 
 
@@ -57,7 +59,9 @@ class VideoResult:
     source: Path
     info: VideoInfo
     snippets: int = 0
-    seconds: float = 0.0  # end of the last scored snippet
+    seconds: float = 0.0  # of the video that are scored: the lengths of its snippets together
+    end: float = 0.0  # of the last scored snippet
+    seen: Seen = field(default_factory=Seen)  # how much of the video was seen, and the gaps between
     peak: float | None = None  # of the anomaly score; None without snippets
     events: list[Event] = field(default_factory=list)
     damage: str | None = None  # what was wrong with the file, as a sentence
@@ -73,15 +77,17 @@ class VideoResult:
         backend = engine.backend
         return {
             "source": str(self.source),
+            "path": identity(self.source),
             "video": self.info.to_json(),
             "snippets": self.snippets,
             "seconds": round(self.seconds, 3),
+            **self.seen.to_json(),
             "peak": None if self.peak is None else round(self.peak, 6),
             "events": [event.to_json() for event in self.events],
             "damage": self.damage,
             "note": self.note,
             "gate": self.gate,
-            "bundle": {"path": str(bundle.root), "sha256": bundle.sha256},
+            "bundle": {"path": str(bundle.root), "sha256": bundle.sha256, "remark": engine.remark},
             "backend": {
                 "name": backend.name,
                 "device": backend.device,
@@ -99,7 +105,7 @@ class VideoResult:
         }
 
 
-# Called with the seconds of video that are encoded, and the whole length if it is known.
+# Called with the place in the video that is reached, in seconds, and the whole length if it is known.
 Progress = Callable[[float, float | None], None]
 
 
@@ -112,6 +118,7 @@ def run_video(
     *,
     gate: GateRule | None = None,
     decoder: str = SOFTWARE,
+    stream: int | None = None,
 ) -> VideoResult:
     """Score a video file and find its events.
 
@@ -124,6 +131,7 @@ def run_video(
         gate: encodes only where something happens.
         decoder: as :class:`vadrun.Video` has it. Where hardware that ``auto`` took gives up, the file is read again in
             software, and the sink takes what it has not had yet.
+        stream: FFmpeg's number of the video stream to score; None for the main one.
 
     Raises:
         UserError: the file is no video that can be read, or the calibration is not the bundle's. Damage further on is
@@ -132,7 +140,8 @@ def run_video(
     """
     once = None if sink is None else _Once(sink)
     told = None if progress is None else _numbered(progress)
-    with closing(run_videos(engine, [source], rule, lambda _: once, told, gate=gate, decoder=decoder)) as outcomes:
+    outcomes = run_videos(engine, [source], rule, lambda _: once, told, gate=gate, decoder=decoder, stream=stream)
+    with closing(outcomes):
         _, outcome = next(outcomes)
     if isinstance(outcome, UserError):
         raise outcome
@@ -152,13 +161,14 @@ def run_videos(
     *,
     gate: GateRule | None = None,
     decoder: str = SOFTWARE,
+    stream: int | None = None,
 ) -> Generator[tuple[int, VideoResult | UserError], None, None]:
     """Score several video files, some of them at once.
 
     Args:
         engine: the loaded bundle.
         sources: the video files.
-        rule, gate, decoder: as :func:`run_video` has them.
+        rule, gate, decoder, stream: as :func:`run_video` has them.
         sinks: makes a video's sink, of its place in ``sources``, once it is open; a second time if hardware gave up on
             it and software reads it from the start. A UserError of it, or of its sink, is the video's outcome.
         progress: called with a video's place after every snippet of it that is encoded.
@@ -177,7 +187,7 @@ def run_videos(
     def snippets(video: Video) -> Iterator[Snippet]:
         return video.snippets(bundle.sampling, bundle.preprocessing, gate=gate)
 
-    reader = ReadAhead(paths, snippets, depth=2 * engine.batch, decoder=decoder)
+    reader = ReadAhead(paths, snippets, depth=2 * engine.batch, decoder=decoder, stream=stream)
     encoder = Encoder(engine, reader, shadow=gate is not None and gate.shadow)
     open_: dict[int, tuple[Scorer, float]] = {}  # and since when
     reader.start()
@@ -195,11 +205,9 @@ def run_videos(
                 open_[number] = Scorer(engine, rule, sink, result, gate), time.perf_counter()
                 continue
             if isinstance(step, Failed):
-                if not isinstance(step.error, UserError):
-                    raise step.error
                 open_.pop(number, None)
                 if number not in reader.left:
-                    yield number, step.error
+                    yield number, _as_outcome(paths[number], step.error)
                 continue
             if number not in open_:
                 continue  # nobody wants it any more
@@ -210,6 +218,7 @@ def run_videos(
                     scorer.push(step)
                 else:
                     result.damage, result.note, result.undecoded = step.damage, step.note, step.undecoded
+                    result.seen = step.seen
                     result.timings.decode, result.timings.encode = step.busy, encoder.seconds.pop(number, 0.0)
                     scorer.finish()
             except UserError as error:
@@ -218,13 +227,28 @@ def run_videos(
                 yield number, error
                 continue
             if progress is not None:
-                progress(number, result.seconds, result.info.duration)
+                progress(number, result.end, result.info.duration)
             if isinstance(step, Closed):
                 result.timings.wall = time.perf_counter() - since
                 del open_[number]
                 yield number, result
     finally:
         reader.stop()
+
+
+def _as_outcome(path: Path, error: BaseException) -> UserError:
+    """What is wrong with a video, or with us: one that cannot be read must not cost the others."""
+    if isinstance(error, UserError) and not isinstance(error, NoMemory):
+        return error
+    outcome: UserError
+    if lacks_memory(error):
+        outcome = no_memory(f"read {path}")
+    elif isinstance(error, Exception):
+        outcome = InternalError(f"{path} cannot be read for an internal error, {type(error).__name__}: {error}")
+    else:
+        raise error
+    outcome.__cause__ = error
+    return outcome
 
 
 class _Once:
@@ -280,7 +304,8 @@ class Scorer:
     def push(self, encoded: Encoded) -> None:
         """Take the next snippet; a chunk that is full is scored."""
         self.result.snippets += 1
-        self.result.seconds = encoded.snippet.end
+        self.result.seconds += encoded.snippet.end - encoded.snippet.start
+        self.result.end = encoded.snippet.end
         self._chunk.append(encoded)
         if len(self._chunk) == self._engine.bundle.model.positions:
             self._score()

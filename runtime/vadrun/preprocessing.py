@@ -1,24 +1,31 @@
 """From a decoded frame to the encoder's input, in one scaling pass.
 
 swscale goes from the decoder's planes straight to the small RGB image: no full-size RGB image is ever made.
-Its bilinear filter widens with the reduction, so shrinking does not alias.
+Its bilinear filter widens with the reduction, so shrinking does not alias. HDR is made SDR on the small image
+(:mod:`vadrun.hdr`). The pixel aspect ratio is ignored: the whole stored picture is scaled to one size, as the released
+code's feature extraction does.
 
 Needs PyAV 14.2: older ones cannot combine scaler flags and do not know a frame's rotation.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from vadrun.errors import UserError
+from vadrun.hdr import has_bt2020_primaries, tone_map, transfer_of
 from vadrun.sampling import check_keys
+
+T = TypeVar("T", bound=np.generic)
 
 REFERENCE_SIZE = 224
 REFERENCE_RESIZE = (340, 256)
@@ -129,10 +136,17 @@ class Preprocessor:
     """
 
     def __init__(
-        self, preprocessing: Preprocessing | None = None, crops: Sequence[tuple[str, bool]] | None = None
+        self,
+        preprocessing: Preprocessing | None = None,
+        crops: Sequence[tuple[str, bool]] | None = None,
+        transfer: int = 0,
     ) -> None:
-        """With ``crops`` (where, mirrored) one frame gives that many images instead of the one crop."""
+        """With ``crops`` (where, mirrored) one frame gives that many images instead of the one crop.
+
+        ``transfer`` is the stream's transfer characteristic, for frames that do not name theirs.
+        """
         self.preprocessing = preprocessing or Preprocessing()
+        self._transfer = transfer
         self._crops = crops
         self._reformatter = VideoReformatter()
         self._colour: tuple[str, bool] | None = None
@@ -143,8 +157,9 @@ class Preprocessor:
         Colour matrix, range and rotation are those that the frame is tagged with.
         """
         wanted = self.preprocessing
-        turns = quarter_turns(frame)
-        width, height = wanted.resize if turns % 2 == 0 else wanted.resize[::-1]
+        orientation = orientation_of(frame)
+        width, height = wanted.resize if orientation.turns % 2 == 0 else wanted.resize[::-1]
+        transfer = transfer_of(frame, self._transfer)
         matrix, full = colour_of(frame, wanted.untagged)
         if self._colour not in (None, (matrix, full)):
             # Up to PyAV 16 a scaler that has seen another matrix does not go back to BT.601.
@@ -158,7 +173,7 @@ class Preprocessor:
             _unflagged(frame) if _PYAV >= 17 and frame.interlaced_frame else frame,
             width=width,
             height=height,
-            format="rgb24",
+            format="rgb24" if transfer is None else "rgb48le",
             interpolation=_SWS_FLAGS,
             src_colorspace=_SWS_MATRICES[matrix],
             dst_colorspace=_SWS_MATRICES[matrix],
@@ -168,8 +183,13 @@ class Preprocessor:
             dst_color_range=_LIMITED if source_range == _FULL else _FULL,
             **SCALER_THREADS,
         )
-        image = plane_rows(small.planes[0])[:, : 3 * width].reshape(height, width, 3)
-        image = np.rot90(image, turns)
+        rows = plane_rows(small.planes[0])
+        if transfer is None:
+            image = rows[:, : 3 * width].reshape(height, width, 3)
+        else:
+            codes = np.ascontiguousarray(rows[:, : 6 * width]).view("<u2").reshape(height, width, 3)
+            image = tone_map(codes, transfer, bt2020=has_bt2020_primaries(frame))
+        image = orientation.upright(image)
         if grey_limited:
             image = _EXPAND[image]
         if self._crops is not None:
@@ -184,9 +204,38 @@ class Preprocessor:
         return image[:, ::-1] if mirror else image
 
 
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """How often the picture is to be turned by 90 degrees, counterclockwise, to stand upright: 0 to 3."""
-    return round(frame.rotation / 90) % 4
+class Orientation(NamedTuple):
+    """What makes a stored picture stand upright.
+
+    Attributes:
+        turns: quarter turns counterclockwise, 0 to 3.
+        mirrored: whether it is flipped left to right first.
+    """
+
+    turns: int = 0
+    mirrored: bool = False
+
+    def upright(self, image: NDArray[T]) -> NDArray[T]:
+        """A view of an image [h,w,...] that stands upright."""
+        return np.rot90(image[:, ::-1] if self.mirrored else image, self.turns)
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """How a frame is to be turned and flipped, by its display matrix.
+
+    PyAV tells the angle alone, which for a mirrored picture may be that of its mirror image. The matrix (ISO/IEC
+    14496-12, 6.2.2) takes a point to p' = a p + c q, q' = b p + d q, q downwards. It mirrors where its determinant is
+    negative.
+    """
+    side_data: Any = frame.side_data  # its keys are not what PyAV's types say
+    data = side_data.get(SideData.DISPLAYMATRIX)
+    if data is None or len(matrix := bytes(data)) < 20:
+        return Orientation(round(frame.rotation / 90) % 4)
+    a, b, _, c, d = np.frombuffer(matrix[:20], "=i4").astype(np.float64)  # 16.16
+    mirrored = bool(a * d - b * c < 0)
+    if mirrored:
+        a, b = -a, -b  # of the picture that has been flipped left to right
+    return Orientation(round(-math.degrees(math.atan2(b, a)) / 90) % 4, mirrored)
 
 
 def colour_of(frame: av.VideoFrame, untagged: str = "by-size") -> tuple[str, bool]:

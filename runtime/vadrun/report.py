@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadrun.console import BAD_INPUT, DAMAGED, clock, table
-from vadrun.errors import UserError
+from vadrun.console import BAD_INPUT, CRASHED, DAMAGED, clock, crash, table, tell
+from vadrun.errors import InternalError, UserError
+from vadrun.files import json_text
 
 if TYPE_CHECKING:
     from vadrun.calibration import Calibration
@@ -22,40 +22,55 @@ class Report:
     Args:
         sources: the videos.
         calibration: what they were judged by, if it was one.
+        out: the folder of all results, if they are kept.
         as_json: one document of all of them at the end.
         quiet: no remarks.
     """
 
-    def __init__(self, sources: Sequence[Path], calibration: Calibration | None, *, as_json: bool, quiet: bool) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        calibration: Calibration | None,
+        out: Path | None,
+        *,
+        as_json: bool,
+        quiet: bool,
+    ) -> None:
         self._sources, self._calibration, self._as_json, self._quiet = sources, calibration, as_json, quiet
-        self._waiting: dict[int, tuple[VideoResult | UserError, dict[str, Any]]] = {}
+        self._out = out
+        self._waiting: dict[int, tuple[VideoResult | UserError, dict[str, Any], Path | None]] = {}
         self._next = 0
         self._documents: list[dict[str, Any]] = []
         self._failed: list[str] = []
         self._code = 0
 
-    def add(self, number: int, outcome: VideoResult | UserError, document: dict[str, Any]) -> None:
-        """A video is done."""
-        self._waiting[number] = outcome, document
+    def add(
+        self, number: int, outcome: VideoResult | UserError, document: dict[str, Any], where: Path | None = None
+    ) -> None:
+        """A video is done; ``where`` are its results."""
+        self._waiting[number] = outcome, document, where
         while self._next in self._waiting:
-            outcome, document = self._waiting.pop(self._next)
+            outcome, document, where = self._waiting.pop(self._next)
             if isinstance(outcome, UserError):
                 # One bad file in a folder must not cost the others.
-                print(f"vadrun: {outcome}", file=sys.stderr)
+                cause = outcome.__cause__ if isinstance(outcome, InternalError) else None
+                tell(f"vadrun: {outcome if cause is None else f'{self._sources[self._next]}: {crash(cause)}'}")
                 self._failed.append(str(outcome))
-                self._code = BAD_INPUT
+                self._code = max(self._code, CRASHED if isinstance(outcome, InternalError) else BAD_INPUT)
             else:
-                self._documents.append(document)
-                self._tell(self._sources[self._next].name, outcome)
+                self._documents.append(document if where is None else document | {"results": str(where)})
+                self._tell(self._sources[self._next], outcome, where)
             self._next += 1
 
-    def _tell(self, name: str, result: VideoResult) -> None:
-        calibration = self._calibration
+    def _tell(self, source: Path, result: VideoResult, where: Path | None) -> None:
+        calibration, name = self._calibration, source.name
         if result.again is not None:
             self._remark(f"{result.again}, which has been done")
         if result.damage is not None:
-            print(f"vadrun: warning: {result.damage}", file=sys.stderr)
+            tell(f"vadrun: warning: {result.damage}")
             self._code = max(self._code, DAMAGED)
+        for remark in result.info.remarks:
+            self._remark(f"{name}: {remark}")
         if result.note is not None:
             self._remark(f"{name}: {result.note}")
         if calibration is not None and not calibration.knows_picture(result.info.width, result.info.height):
@@ -63,21 +78,23 @@ class Report:
             self._remark(f"{name}: {calibration.path} has seen no footage of {size}; is it of this camera?")
         if not self._as_json:
             _print_result(result)
+            if where is not None and where.name not in (source.stem, source.name):
+                print(f"  results in {where}: the place named after the file is taken, or no folder can have its name")
             sys.stdout.flush()
 
-    def finish(self, out: Path | None) -> int:
-        """Print what is said of all of them, whose results are in ``out``; returns the exit code."""
+    def finish(self) -> int:
+        """Print what is said of all of them; returns the exit code."""
         if self._as_json:
-            print(json.dumps({"videos": self._documents, "errors": self._failed}, indent=2, ensure_ascii=False))
-        elif out is not None and self._documents:
-            print(f"results in {out}")
+            print(json_text({"videos": self._documents, "errors": self._failed}))
+        elif self._out is not None and self._documents:
+            print(f"results in {self._out}")
         if self._failed and len(self._sources) > 1:
-            print(f"vadrun: {len(self._failed)} of {len(self._sources)} videos could not be read", file=sys.stderr)
+            tell(f"vadrun: {len(self._failed)} of {len(self._sources)} videos have no results")
         return self._code
 
     def _remark(self, text: str) -> None:
         if not self._quiet:
-            print(text, file=sys.stderr)
+            tell(text)
 
 
 def _print_result(result: VideoResult) -> None:

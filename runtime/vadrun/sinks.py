@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,57 +13,65 @@ from numpy.typing import NDArray
 
 from vadrun.errors import UserError
 from vadrun.events import Event
-from vadrun.files import whole_directory, write_json, writing
-
-RESULT = "result.json"
+from vadrun.files import json_text, writing
+from vadrun.places import EVENTS, RESULT, SCORES, Place, put
+from vadrun.temporary import sync_tree, temporary_directory
 
 
 class ResultFolder:
-    """Writes one video's results as they come and puts them in place, whole, at the end.
+    """Writes one video's results as they come, into a temporary folder, and puts them in place at the end.
 
-    Use as a context manager; an exception in the block leaves nothing behind and keeps older results.
+    Use as a context manager; what has not been kept at its end leaves nothing behind and keeps older results.
 
     Raises:
-        UserError: the place is not writable, or holds something that is not a result.
+        UserError: the place is not writable.
     """
 
-    def __init__(self, target: Path, labels: list[str]) -> None:
-        if target.exists() and not (target / RESULT).is_file():
-            raise UserError(f"{target} exists and is not a result of vadrun (no {RESULT} in it): give another --out")
-        self.target = target
+    def __init__(self, place: Place, labels: list[str]) -> None:
+        self.place = place
         self._labels = labels
         self._stack = ExitStack()
+        self._files = ExitStack()
 
     def __enter__(self) -> ResultFolder:
-        try:
-            self._folder = self._stack.enter_context(whole_directory(self.target, replace=True))
-            scores = (self._folder / "scores.csv").open("w", newline="", encoding="utf-8")
-            self._scores = csv.writer(self._stack.enter_context(scores), lineterminator="\n")
-            self._events = self._stack.enter_context((self._folder / "events.jsonl").open("w", encoding="utf-8"))
+        with writing(self.place.folder), ExitStack() as stack:  # files that are closed may fail, too
+            self.place.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = stack.enter_context(temporary_directory(self.place.folder))
+            stack.enter_context(self._files)
+            scores = (self._folder / SCORES).open("w", newline="", encoding="utf-8")
+            self._scores = csv.writer(self._files.enter_context(scores), lineterminator="\n")
+            self._events = self._files.enter_context((self._folder / EVENTS).open("w", encoding="utf-8"))
             self._scores.writerow(["snippet", "start", "end", "anomaly", *self._labels])
-        except BaseException:
-            self._stack.__exit__(*sys.exc_info())
-            raise
+            scores.flush()  # a full disk shows now, not after hours of video
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: Any) -> bool | None:
-        return self._stack.__exit__(*exception)
+    def __exit__(self, *exception: Any) -> None:
+        with suppress(OSError):  # a full disk, for what was still to be written
+            self._stack.close()
 
     def snippet(self, index: int, start: float, end: float, anomaly: float, classes: NDArray[Any]) -> None:
         """One row of ``scores.csv``: seconds, anomaly score, one probability per class [m]."""
         values = [f"{float(p):.6f}" for p in np.asarray(classes)]
-        with writing(self.target):
+        with writing(self.place.folder):
             self._scores.writerow([index, f"{start:.3f}", f"{end:.3f}", f"{anomaly:.6f}", *values])
 
     def event(self, event: Event) -> None:
         """One line of ``events.jsonl``."""
-        with writing(self.target):
-            self._events.write(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
+        with writing(self.place.folder):
+            self._events.write(json_text(event.to_json(), None) + "\n")
 
-    def result(self, value: dict[str, Any]) -> None:
-        """``result.json``: source, bundle, backend, versions, timings."""
-        with writing(self.target):
-            write_json(self._folder / RESULT, value)
+    def keep(self, value: dict[str, Any]) -> Path:
+        """Put the folder in place, with ``value`` as its ``result.json``; returns where it is.
+
+        Raises:
+            UserError: the disk is full, or the place is taken.
+        """
+        with writing(self.place.folder):
+            (self._folder / RESULT).write_text(json_text(value) + "\n", encoding="utf-8")
+            self._files.close()
+            sync_tree(self._folder)
+            return put(self._folder, self.place)
 
 
 class ResultFolders:
@@ -74,12 +80,12 @@ class ResultFolders:
     Use as a context manager; what has been neither kept nor dropped at its end is dropped.
 
     Args:
-        targets: each video's folder; None for none.
+        places: each video's; None for none.
         labels: the class names.
     """
 
-    def __init__(self, targets: Sequence[Path | None], labels: list[str]) -> None:
-        self._targets, self._labels = targets, labels
+    def __init__(self, places: Sequence[Place | None], labels: list[str]) -> None:
+        self._places, self._labels = places, labels
         self._open: dict[int, ResultFolder] = {}
 
     def __enter__(self) -> ResultFolders:
@@ -96,26 +102,26 @@ class ResultFolders:
             UserError: as :class:`ResultFolder`.
         """
         self.drop(number)
-        target = self._targets[number]
-        if target is None:
+        place = self._places[number]
+        if place is None:
             return None
-        folder = self._open[number] = ResultFolder(target, self._labels)
+        folder = self._open[number] = ResultFolder(place, self._labels)
         return folder.__enter__()
 
-    def keep(self, number: int, value: dict[str, Any]) -> None:
-        """Put a video's folder in place, with its ``result.json``."""
-        if number in self._open:
-            folder = self._open[number]
-            folder.result(value)
-            folder.__exit__(None, None, None)
-            del self._open[number]
+    def keep(self, number: int, value: dict[str, Any]) -> Path | None:
+        """Put a video's folder in place, with its ``result.json``; returns where it is, or None if it has none.
+
+        Raises:
+            UserError: as :meth:`ResultFolder.keep`.
+        """
+        if number not in self._open:
+            return None
+        where = self._open[number].keep(value)
+        self.drop(number)
+        return where
 
     def drop(self, number: int) -> None:
-        """Leave nothing of a video's new results."""
+        """Leave nothing of a video's new results, if they were not kept."""
         if number in self._open:
-            with suppress(UserError, Dropped):  # a full disk, for what was still to be written
-                self._open.pop(number).__exit__(Dropped, Dropped(), None)
-
-
-class Dropped(Exception):
-    """What the folder of dropped results is told."""
+            with suppress(UserError):
+                self._open.pop(number).__exit__(None, None, None)

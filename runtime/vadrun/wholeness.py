@@ -7,6 +7,7 @@ most containers state the length of what they hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,31 +51,45 @@ def _too_short(end: int | None, size: int, tolerance: int = 0) -> str | None:
     return f"it ends early: {size:,} of {end:,} bytes are there"
 
 
-def _mp4(stream: BinaryIO, size: int) -> str | None:
+def mp4_boxes(stream: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of an MP4 file: kind, first byte and length, which may reach behind the file's end.
+
+    Ends at what is no box.
+    """
     position = 0
-    seen: set[bytes] = set()
     while size - position >= 8:
         stream.seek(position)
         header = stream.read(16)
         length, kind = int.from_bytes(header[:4], "big"), header[4:8]
         if length == 0 and kind.isalnum():  # up to the end of the file
-            seen.add(kind)
-            break
-        if length == 1:
+            length = size - position
+        elif length == 1:
             length = int.from_bytes(header[8:16], "big")
-        if kind in _MP4_PARTS and position + length > size:
+        if length < 8 or (kind not in _MP4_PARTS and position + length > size):
+            return
+        yield kind, position, length
+        position += length
+
+
+def _mp4(stream: BinaryIO, size: int) -> str | None:
+    position = 0
+    seen: set[bytes] = set()
+    for kind, start, length in mp4_boxes(stream, size):
+        position = start + length
+        if position > size:
             if b"moov" not in seen | {kind}:
                 return "its index is missing: the recording was not finished, or the copy is not whole"
-            return _too_short(position + length, size)
-        if length < 8 or position + length > size:
-            # Some cameras append bytes of their own to a finished file. In a fragmented one, where parts follow
-            # each other to the end, it is a broken part, and what comes after it is lost.
-            # Zeros are room that was reserved and not used.
-            if b"moof" in seen and not kind.isalnum() and any(header + stream.read(1 << 20)):
-                return f"its structure breaks off after {position:,} of {size:,} bytes"
-            return None
+            return _too_short(position, size)
         seen.add(kind)
-        position += length
+    if size - position >= 8 and seen:
+        # Some cameras append bytes of their own to a finished file. In a fragmented one, where parts follow
+        # each other to the end, it is a broken part, and what comes after it is lost.
+        # Zeros are room that was reserved and not used.
+        stream.seek(position)
+        rest = stream.read(1 << 20)
+        if b"moof" in seen and not rest[4:8].isalnum() and any(rest):
+            return f"its structure breaks off after {position:,} of {size:,} bytes"
+        return None
     if seen and b"moov" not in seen:
         return "its index is missing: the recording was not finished, or the copy is not whole"
     return None
@@ -98,18 +113,30 @@ def _matroska(stream: BinaryIO, head: bytes, size: int) -> str | None:
 
 def _broken_at(stream: BinaryIO, position: int, end: int, inside: bytes = b"") -> int | None:
     """Where EBML elements stop following one another; those of the kind ``inside`` are looked into."""
-    while position < end:
-        kind, content, following = _element(stream, position)
-        if kind and following is None:  # an element of unknown length can only be the last
+    for kind, content, following in ebml_elements(stream, position, end):
+        if following is None:  # an element of unknown length can only be the last
             return None
-        if following is None or following > end:
-            return position
+        position = following
         if kind == inside:
             broken = _broken_at(stream, content, following)
             if broken is not None:
                 return broken
+    return position if position < end else None
+
+
+def ebml_elements(stream: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int | None]]:
+    """EBML elements that follow one another up to ``end``: kind, where the content starts, where the next one does.
+
+    The last is None for an element of unknown length, behind which nothing is looked for. Ends at what is no element.
+    """
+    while position < end:
+        kind, content, following = _element(stream, position)
+        if not kind or (following is not None and following > end):
+            return
+        yield kind, content, following
+        if following is None:
+            return
         position = following
-    return None
 
 
 def _element(stream: BinaryIO, position: int) -> tuple[bytes, int, int | None]:
@@ -136,17 +163,27 @@ def _vint(data: bytes, at: int) -> tuple[int | None, int]:
     return (None if value == (1 << (7 * width)) - 1 else value), width
 
 
-def _avi_end(stream: BinaryIO, size: int) -> int | None:
-    """Where the last of an AVI's RIFF parts says it ends; files above 1 GB have several."""
-    position, end = 0, None
+def riff_parts(stream: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """The RIFF parts of an AVI file, of which files above 1 GB have several: kind, first byte and length.
+
+    The last may reach behind the file's end. Ends where a part does not know its length.
+    """
+    position = 0
     while size - position >= 12:
         stream.seek(position)
-        header = stream.read(8)
+        header = stream.read(12)
         length = int.from_bytes(header[4:8], "little")
         if header[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):
-            break
-        end = position + 8 + length
-        position = end + length % 2
+            return
+        yield header[8:12], position, 8 + length
+        position += 8 + length + length % 2
+
+
+def _avi_end(stream: BinaryIO, size: int) -> int | None:
+    """Where the last of an AVI's RIFF parts says it ends."""
+    end = None
+    for _, position, length in riff_parts(stream, size):
+        end = position + length
     return end
 
 
@@ -166,6 +203,7 @@ _FAULTS = {
     "incomplete": ("packet is incomplete", "packets are incomplete"),
     "undecoded": ("packet could not be decoded", "packets could not be decoded"),
     "patched": ("picture has errors", "pictures have errors"),
+    "lost": ("picture was dropped by the decoder", "pictures were dropped by the decoder"),
     "broken": ("place of its container could not be read", "places of its container could not be read"),
 }
 
@@ -179,10 +217,10 @@ class Faults:
         self._first: float | None = None  # seconds, of the first fault
         self._counts = dict.fromkeys(_FAULTS, 0)
 
-    def note(self, kind: str) -> None:
-        """Count a fault of one of the kinds in ``_FAULTS``."""
-        if self._first is None:
-            self._first = self.reached
+    def note(self, kind: str, at: float | None = None) -> None:
+        """Count a fault of one of the kinds in ``_FAULTS``, at so many seconds if that is not now."""
+        at = self.reached if at is None else at
+        self._first = at if self._first is None else min(self._first, at)
         self._counts[kind] += 1
 
     @property

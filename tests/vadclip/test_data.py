@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vadclip.data import Fetcher, FileStore, PackedStore, ahead, epoch_rows, open_store, pool
 from vadclip.features import read_features
-from vadclip.lists import FeatureList
+from vadclip.lists import FeatureList, one_crop, without_missing
 from vadrun.errors import UserError
 
 WIDTH, POSITIONS = 8, 32
@@ -67,6 +67,27 @@ def test_batches_are_padded_on_the_right(listed: FeatureList, tmp_path: Path, ca
             assert not found[length:].any()
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_crops_of_one_file_are_rows_of_their_own(tmp_path: Path, cached: bool) -> None:
+    values = np.random.default_rng(1).standard_normal((5, 10, WIDTH)).astype(np.float16)
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "b__3.npy", values[:2, 3])
+    paths = (tmp_path / "a.npy", tmp_path / "b__3.npy")
+    two = FeatureList("made", paths, ("A", "B"), np.eye(2, dtype=np.float32))
+    listed, missing = without_missing(two)
+    assert (len(listed), missing, without_missing(listed)[0]) == (11, 0, listed)
+    assert listed.crops == (*range(10), 3) and len(set(listed.videos)) == 2
+    assert listed.fingerprint() != two.fingerprint() and listed.labels == ("A",) * 10 + ("B",)
+    store = open_store(listed, WIDTH, POSITIONS, tmp_path / "cache" if cached else None)
+    for row in range(10):
+        np.testing.assert_array_equal(store.rows(row), values[:, row])
+    np.testing.assert_array_equal(store.rows(10), values[:2, 3])
+    five = one_crop(listed, 5)
+    assert [five.paths[0].name, five.paths[1].name] == ["a.npy", "b__3.npy"] and five.crops == (5, 3)
+    np.testing.assert_array_equal(five.read(0, WIDTH), values[:, 5])
+    assert five.count(0, WIDTH) == 5 and listed.subset([10]).count(0, WIDTH) == 2
+
+
 def test_the_packed_copy_is_used_until_a_file_changes(listed: FeatureList, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     done: list[int] = []
@@ -119,9 +140,9 @@ def broken(kind: str, path: Path) -> None:
         ("wide", r"has features of shape \[6, 9\], but the model takes \[n, 8\]: extract them"),
         ("flat", r"has features of shape \[8\], but the model takes"),
         ("empty", "holds no snippet"),
-        ("whole", "holds no floating-point numbers"),
-        ("cut", "is damaged or no .npy file|cannot be read"),
-        ("other", "is damaged or no .npy file"),
+        ("whole", "the array is of type int(32|64), not of floats"),
+        ("cut", "the array is .* and the file has"),
+        ("other", "the array is not in NumPy's format"),
     ],
 )
 @pytest.mark.parametrize("cached", [False, True])
@@ -129,7 +150,7 @@ def test_a_broken_file_is_found_before_training(
     listed: FeatureList, tmp_path: Path, kind: str, says: str, cached: bool
 ) -> None:
     broken(kind, listed.paths[3])
-    with pytest.raises(UserError, match=rf"v3__0\.npy ({says})"):
+    with pytest.raises(UserError, match=rf"v3__0\.npy:? ({says})"):
         open_store(listed, WIDTH, POSITIONS, tmp_path / "cache" if cached else None)
     assert not list(tmp_path.glob("*cache*"))
 
@@ -166,5 +187,5 @@ def test_reading_ahead_keeps_order_and_content(listed: FeatureList, tmp_path: Pa
 def test_a_failure_while_reading_ahead_is_raised_here(listed: FeatureList) -> None:
     store = open_store(listed, WIDTH, POSITIONS)
     listed.paths[2].unlink()
-    with pytest.raises(UserError, match=r"v2__0\.npy cannot be read"):
+    with pytest.raises(UserError, match=r"v2__0\.npy: it does not exist"):
         list(ahead(Fetcher(store, POSITIONS, WIDTH), [np.array([0]), np.array([2])]))

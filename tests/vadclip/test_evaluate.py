@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from tests.golden import Golden
 from vadclip.checkpoint import save_checkpoint
 from vadclip.cli import main
-from vadclip.evaluate import Evaluation, Progress, classes_of, read_test_set
+from vadclip.evaluate import Progress, classes_of, evaluate_predictions
 from vadclip.evaluate import evaluate as evaluate_set
-from vadclip.groundtruth import Annotations, read_annotations
+from vadclip.evaluation import Evaluation
+from vadclip.groundtruth import Annotations, Event, read_annotations
 from vadclip.lists import FeatureList, load_classes, load_list
 from vadclip.metrics import detection_map, frame_metrics
+from vadclip.predictions import Prediction
 from vadclip.presets import PRESETS, Preset
 from vadclip.report import confusion
 from vadclip.scorers import ModelScorer, Scorer, open_scorer
+from vadclip.testset import checked, read_test_set
 from vadrun.errors import UserError
 from vadrun.sampling import Sampling
 from vadrun.scoring import Scores
@@ -295,15 +298,15 @@ def test_refused_features(place: Place) -> None:
         (good[:, :60], "has features of shape [29, 60], but the model takes [n, 64]"),
         (good[:0], "holds no snippet"),
         (good[0], "has features of shape [64]"),
-        (good.astype(np.int32), "holds no floating-point numbers"),
+        (good.astype(np.int32), "the array is of type int32, not of floats"),
     ):
         np.save(file, value)
         assert expected in (said := refused(place)) and str(file) in said
     file.write_bytes(b"not an array")
-    assert "is damaged or no .npy file" in refused(place)
+    assert "the array is not in NumPy's format" in refused(place)
     whole = place.features("Fire1").read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert "is damaged or no .npy file" in refused(place)
+    assert "and the file has" in refused(place)
 
 
 def test_features_that_are_not_finite(place: Place) -> None:
@@ -381,7 +384,7 @@ def test_refused_list(place: Place, ucf: Golden, capsys: pytest.CaptureFixture[s
     assert "lists no feature file" in capsys.readouterr().err
     normal = [line for line in good.splitlines() if "Arson" not in line and "Fighting" not in line]
     place.list.write_text("\n".join(normal), encoding="utf-8")
-    assert "no anomalous frame" in refused(place)
+    assert "test.csv has no abnormal video: the labels of all 2 are normal" in refused(place)
 
 
 def test_refused_settings(place: Place, ucf: Golden, bundles: dict[str, Path]) -> None:
@@ -391,6 +394,221 @@ def test_refused_settings(place: Place, ucf: Golden, bundles: dict[str, Path]) -
         open_scorer(ucf.checkpoint, backend="openvino", dataset="ucf")
     with pytest.raises(UserError, match="the device 'warp' cannot be used"):
         open_scorer(ucf.checkpoint, device="warp", dataset="ucf")
+
+
+def test_the_file_with_classes_is_named_where_it_is_missing(
+    place: Place, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.annotations.write_text("Fire1 40 200\nFight2 16 100 300 420\n", encoding="utf-8")
+    assert main(place.arguments(bundles["ucf"], "--backend", "onnxruntime:cpu")) == 0
+    shown = capsys.readouterr().out
+    assert "No detection mAP: the annotations do not tell the class of each event; name a file" in shown
+    assert "(XD-Violence: annotations_multiclasses.txt)." in shown
+
+
+def many(count: int) -> tuple[FeatureList, Annotations]:
+    """A list of ``count`` abnormal and as many normal videos of 20 snippets."""
+    labels = ["Arson", "Normal"] * count
+    paths = tuple(Path(f"/f/{label}{i}__5.npy") for i, label in enumerate(labels))
+    targets = np.array([[label == name for name in PRESETS["ucf"].classes] for label in labels], np.float32)
+    truth = {f"Arson{2 * i}": (Event(64, 128, "Arson"),) for i in range(count)}
+    return FeatureList("made", paths, tuple(labels), targets), truth
+
+
+def scored(count: int, annotations: Annotations | None = None, scale: float = 0.3) -> Evaluation:
+    """An evaluation of noisy scores; equal arguments, equal figures."""
+    listed, truth = many(count)
+    names = [path.stem.removesuffix("__5") for path in listed.paths]
+    test = checked(listed, PRESETS["ucf"], dict.fromkeys(names, 20), annotations or truth)
+    random = np.random.default_rng(count)
+    predictions = []
+    for video in test.truths:
+        anomaly = np.clip(video.mask.reshape(20, 16).mean(axis=1) * 0.4 + scale * random.random(20), 0, 1)
+        classes = np.zeros((20, 14), np.float32)
+        classes[:, 3], classes[:, 0] = anomaly, 1 - anomaly
+        predictions.append(Prediction(Path("x.npy"), anomaly, classes))
+    return evaluate_predictions(predictions, test)
+
+
+def test_few_videos_are_said_to_be_few_before_any_figure() -> None:
+    few, more, enough = scored(4), scored(12, scale=1.0), scored(30, scale=1.0)
+    text = few.table()
+    assert text.startswith("4 abnormal and 4 normal videos are few: below 10 videos not even an interval")
+    assert few.intervals == {"auc": None, "ap": None, "ano_auc": None} and "95% intervals" not in text
+    text = more.table()
+    auc = more.intervals["auc"]
+    assert auc is not None and auc[0] < more.frames["scores"].auc < auc[1]
+    shown = f"{100 * auc[0]:.1f} to {100 * auc[1]:.1f}"
+    assert text.startswith(
+        f"12 abnormal and 12 normal videos are few: other videos of the kind would give an AUC of {shown}"
+    )
+    assert text.index("are few") < text.index("Frames, in percent, with 95% intervals") < text.index(f"({shown})", 200)
+    assert "few" not in enough.table() and enough.intervals["auc"] is not None
+    for name in ("ap", "ano_auc"):
+        interval = enough.intervals[name]
+        assert interval is not None and interval[0] < getattr(enough.frames["scores"], name) < interval[1]
+    plain = json.loads(json.dumps(more.to_json(), allow_nan=False))
+    assert plain["intervals"]["auc"] == pytest.approx(auc) and plain["remarks"] == more.remarks
+
+
+def test_more_videos_make_narrower_intervals() -> None:
+    widths = []
+    for count in (12, 100):
+        low, high = scored(count, scale=1.0).intervals["auc"] or (0, 0)
+        widths.append(high - low)
+    assert 0 < widths[1] < 0.6 * widths[0]
+
+
+def test_one_class_and_whole_clips_are_said_to_mean_little() -> None:
+    assert "All events are of one class (Arson)" in scored(30).table()
+    _, truth = many(30)
+    whole = {name: (Event(0, 320, "Fighting" if name < "Arson3" else "Arson"),) for name in truth}
+    text = scored(30, whole).table()
+    assert "one class" not in text
+    assert "The events of 30 of 30 abnormal videos last as long as the video: mAP and AnoAUC say little" in text
+    half = {name: whole[name] if i % 2 else truth[name] for i, name in enumerate(truth)}
+    assert "The events of 15 of 30" in scored(30, half).table()
+    less = {name: whole[name] if i % 3 == 0 else truth[name] for i, name in enumerate(truth)}
+    assert "as long as the video" not in scored(30, less).table()
+
+
+def write_scores(place: Place, folder: Path, kind: str) -> None:
+    """What the oracle says, as somebody else would write it."""
+    labels = PRESETS["ucf"].labels
+    for name, n in SNIPPETS.items():
+        scores = Oracle().score(np.zeros((n, 64), np.float32))
+        if kind == "vadrun":
+            (folder / name).mkdir(parents=True)
+            rows = [
+                f"{i},{i},{i + 1},{a:.6f},{','.join(f'{p:.6f}' for p in c)}"
+                for i, (a, c) in enumerate(zip(scores.confidence, scores.alignment, strict=True))
+            ]
+            text = "\n".join([f"snippet,start,end,anomaly,{','.join(labels)}", *rows]) + "\n"
+            (folder / name / "scores.csv").write_text(text, encoding="utf-8")
+        else:
+            folder.mkdir(exist_ok=True)
+            np.save(folder / f"{name}.npy", scores.confidence if kind == "anomaly" else scores.alignment)
+
+
+def score_arguments(place: Place, folder: Path, *more: str) -> list[str]:
+    return [word for word in place.arguments(Path("-"), "--scores", str(folder), *more) if word != "-"]
+
+
+@pytest.mark.parametrize("kind", ["anomaly", "classes", "vadrun"])
+def test_scores_of_anybody(place: Place, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = place.folder / "scores", place.folder / "report"
+    write_scores(place, folder, kind)
+    expected = evaluate(Oracle(), place.read(), PRESETS["ucf"], read_annotations(place.annotations))
+    arguments = score_arguments(place, folder, "--dataset", "ucf", "--out", str(out))
+    assert main([*arguments, "--json", "--pictures"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    branch = "alignment" if kind == "classes" else "confidence"
+    assert found["frame_metrics"]["scores"] == pytest.approx(expected.to_json()["frame_metrics"][branch])
+    assert found["origin"]["model"] is None and found["origin"]["scores"] == str(folder)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "curves.png" in page and ("confusion.png" in page) == (kind != "anomaly")
+    if kind == "anomaly":
+        assert found["detection_map"] == {}
+        assert "No detection mAP: the scores have no probability for each class; give [n,m]" in page
+    else:
+        for mode, figures in expected.detection.items():
+            assert found["detection_map"][mode]["map"] == pytest.approx(figures.map)
+
+
+def test_scores_may_be_of_listed_videos(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody reads the files of the list, so it may name videos, or files that are not there."""
+    write_scores(place, place.folder / "scores", "classes")
+    rows = [f"v/{name}.mp4,{label}" for name, label in LABELS.items()]
+    place.list.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    assert main([*score_arguments(place, place.folder / "scores", "--dataset", "ucf"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["videos"] == 4
+
+
+def test_scores_that_do_not_fit(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place.folder / "scores"
+    write_scores(place, folder, "classes")
+    file = folder / "Normal3.npy"
+    good = np.load(file)
+
+    def says(*more: str) -> str:
+        assert main(score_arguments(place, folder, "--dataset", "ucf", *more)) == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.count("\n") == 1
+        return shown.err
+
+    for value, part in (
+        (
+            good[:100],
+            "1 of 4 score files do not have the length of their video, the first is 'Normal3' with 100",
+        ),
+        (np.repeat(good, 16, axis=0), "one number for each frame, so keep every 16th"),
+        (good[:, :7], "is [300, 7]: give the anomaly scores of the snippets, [n], or probabilities [n, 14] of normal,"),
+        (np.log(good + 1e-6), "holds no probabilities, the sum over the classes is"),
+        (good * np.nan, "values that are not finite"),
+        (good[:0], "is [0, 14]"),
+        (np.zeros((300, 14), int), "not of floats"),
+    ):
+        np.save(file, value)
+        assert part in says()
+    file.write_bytes(b"")
+    assert "Normal3.npy" in says()
+    file.unlink()
+    assert "has no scores of 1 of 4 videos, the first is 'Normal3': write Normal3.npy" in says()
+    np.save(file, good)
+    np.save(folder / "Normal3__0.npy", good)
+    assert "has scores of 'Normal3' twice" in says()
+    (folder / "Normal3__0.npy").unlink()
+    assert "--scores are of no model, and --window is for one" in says("--window", "8")
+    (place.folder / "counts.csv").write_text("video,n\nFire1,30\n", encoding="utf-8")
+    counted = says("--counts", str(place.folder / "counts.csv"), "--counts-column", "n")
+    assert "'Fire1' with 37 snippets instead of 30" in counted
+    folder = place.folder / "nothing"
+    assert "is no folder of scores" in says()
+    assert main(place.arguments(Path("m"), "--scores", "s")) == 2
+    assert "name either a model or --scores DIR" in capsys.readouterr().err
+    assert main(score_arguments(place, folder)) == 2
+    assert "give either --dataset (ucf or xd) or --classes FILE" in capsys.readouterr().err
+
+
+def test_tables_of_vadrun_that_do_not_fit(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place.folder / "scores"
+    write_scores(place, folder, "vadrun")
+    table = folder / "Fire1" / "scores.csv"
+    good = table.read_text(encoding="utf-8")
+    lines = good.splitlines()
+    for text, part in (
+        (good.replace("arson", "fire"), "has no column 'arson'"),
+        ("\n".join([lines[0], *lines[2:]]), "does not have a line for each snippet in order"),
+        (good.replace("0.020000", "x", 1), "has a cell that is no number"),
+        (good.replace("0.020000", "nan", 1), "values that are not finite"),
+        (lines[0] + "\n", "holds no snippet"),
+    ):
+        table.write_text(text, encoding="utf-8")
+        assert main(score_arguments(place, folder, "--dataset", "ucf")) == 2
+        assert part in capsys.readouterr().err
+    table.write_text(good, encoding="utf-8")
+    sampling = Sampling(by="time", seconds=0.5).to_manifest()
+    table.with_name("result.json").write_text(json.dumps({"sampling": sampling}))
+    assert main(score_arguments(place, folder, "--dataset", "ucf")) == 2
+    assert "has snippets that are not of 16 frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_ten_crops_in_one_file(place: Place, bundles: dict[str, Path], first: bool) -> None:
+    """The model's own crop is taken from it: here the mirrored centre, 5."""
+    expected = evaluate(open_scorer(bundles["ucf"]), place.read(), PRESETS["ucf"], read_annotations(place.annotations))
+    for name, n in SNIPPETS.items():
+        values = np.load(place.features(name))
+        crops = np.zeros((n, 10, values.shape[1]), values.dtype)
+        crops[:, 5] = values
+        place.features(name).unlink()
+        np.save(place.folder / "features" / f"{name}.npy", crops.swapaxes(0, 1) if first else crops)
+    change_list(place, "__5.npy", ".npy")
+    out = place.folder / "out"
+    assert main(place.arguments(bundles["ucf"], "--out", str(out))) == (2 if first else 0)
+    if not first:
+        found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+        assert found["frame_metrics"] == {k: pytest.approx(v.to_json()) for k, v in expected.frames.items()}
 
 
 def test_bundles_are_evaluated_without_torch() -> None:

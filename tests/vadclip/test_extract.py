@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,20 @@ def test_a_checkpoint_gives_what_its_bundle_gives(
         np.testing.assert_allclose(fast, slow, atol=1e-4)
 
 
+def test_another_stream_of_a_video_can_be_chosen(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = clips.write_streams(tmp_path / "two.mp4", (200, 30, 30), (30, 30, 200))
+    assert run(path, "--encoder", bundles["xd"], "--out", tmp_path / "first") == 0
+    assert "two.mp4: holds 2 video streams, and stream 0" in capsys.readouterr().err
+    assert run(path, "--encoder", bundles["xd"], "--out", tmp_path / "second", "--stream", 1) == 0
+    first, second = (np.load(tmp_path / name / "two__0.npy") for name in ("first", "second"))
+    assert not np.allclose(first, second, atol=0.01)
+    # A folder never holds features of two streams.
+    assert run(path, "--encoder", bundles["xd"], "--out", tmp_path / "second") == 2
+    assert "holds features made with stream 1, not null" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("batch", "crops", "sample", "calls"),
     [(2, 1, "middle", [2, 1]), (32, 1, "middle", [3]), (16, 10, "middle", [16, 4, 10]), (32, 1, "mean", [32, 16])],
@@ -84,7 +100,7 @@ def test_batches_hold_images_of_several_snippets(
     sampling = Sampling(pick=sample)
     encoder = Encoder(encode, 64, "none", batch)
     preprocessing = Preprocessing.for_size(64)
-    features, _ = _features(
+    features, _, _ = _features(
         footage / "a.mp4", encoder, ExtractOptions(crops, sampling, "float32"), preprocessing, lambda *_: None
     )
     assert given == calls
@@ -107,11 +123,15 @@ def test_it_goes_on_where_it_stopped(
     command = (footage, "--encoder", bundles["ucf"], "--out", tmp_path, "--crops", 10)
     assert run(*command) == 0
     kept = (tmp_path / "a__3.npy").stat().st_mtime_ns
-    (tmp_path / "b__7.npy").write_bytes(b"half a file")
-    assert run(*command) == 0
-    assert "1 videos written, 1 were there already" in capsys.readouterr().out
-    assert (tmp_path / "a__3.npy").stat().st_mtime_ns == kept
-    assert np.load(tmp_path / "b__7.npy").shape == (2, 64)
+    good = (tmp_path / "b__7.npy").read_bytes()
+    wide = good.replace(b"(2, 64)", b"(9, 64)")
+    for broken in (b"half a file", b"", good[:40], good[:-8], wide):
+        (tmp_path / "b__7.npy").write_bytes(broken)
+        capsys.readouterr()
+        assert run(*command) == 0
+        assert "1 videos written, 1 were there already" in capsys.readouterr().out
+        assert (tmp_path / "a__3.npy").stat().st_mtime_ns == kept
+        assert (tmp_path / "b__7.npy").read_bytes() == good
 
 
 def test_a_broken_video_is_told_at_the_end(
@@ -143,6 +163,37 @@ def test_damage_is_told_again(
     assert run(*command) == 0
     assert np.load(tmp_path / "out" / "half__0.npy").shape == (6, 64)
     assert not (tmp_path / "out" / "damage.json").exists()
+
+
+def test_features_of_half_a_video_never_pass_for_whole(
+    footage: Path,
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever the disk is full, a second run either makes the features again or says that the video is damaged."""
+    whole, video = tmp_path / "whole.mkv", tmp_path / "half.mkv"
+    clips.write_clip(whole, 16 * 6, draw=_uneven)
+    video.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    replaced = Path.replace
+    for allowed in range(4):
+        out = tmp_path / f"out{allowed}"
+        left = [allowed]
+
+        def full(self: Path, target: Path, left: list[int] = left) -> Path:
+            if not left[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left[0] -= 1
+            return replaced(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", full)
+            assert run(video, "--encoder", bundles["ucf"], "--out", out) == (1 if allowed == 3 else 2)
+        assert allowed == 3 or "No space left" in capsys.readouterr().err
+        assert run(video, "--encoder", bundles["ucf"], "--out", out) == 1
+        assert "half.mkv is damaged" in capsys.readouterr().err
+        assert not [path for path in out.iterdir() if ".tmp-" in path.name]
 
 
 @pytest.mark.parametrize("change", [("--sample", "first"), ("--dtype", "float32"), ("--snippet-seconds", 0.5)])

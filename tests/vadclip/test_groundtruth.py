@@ -83,6 +83,16 @@ def test_own_annotations(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_own_annotations_as_spreadsheets_save_them(tmp_path: Path, separator: str) -> None:
+    lines = ["Label,Camera,Video,Start,End", "fire,2,yard.avi,0,30", ",,,,", "fire,2,yard.avi,64,80"]
+    path = tmp_path / "truth.csv"
+    path.write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").replace(",", separator).encode("utf-8"))
+    assert read_annotations(path) == {"yard": (Event(0, 30, "fire"), Event(64, 80, "fire"))}
+    path.write_bytes(f"\ufeffvideo{separator}n\r\nyard{separator}7\r\n".encode())
+    assert read_counts(path, "n") == {"yard": 7}
+
+
 def test_plain_annotations_hold_no_classes() -> None:
     truth = ground_truth(read_annotations(XD), read_counts(GT / "xd_test_snippets.csv"))
     with pytest.raises(UserError, match="hold no classes: use the multi-class annotation file"):
@@ -105,8 +115,12 @@ def test_plain_annotations_hold_no_classes() -> None:
         ("V 1 2\nW 1 2 3\n", "line 2: the frames are not pairs"),
         ("V 1 2\nW\n", "line 2: the frames are not pairs"),
         ("V B1 1 2\nW B1 1\n", "line 2: the fields after the name are not triples"),
-        ("video,label,start,end\nV,Fire,1\n", "line 2: there are 3 cells"),
+        ("video,label,start,end\nV,Fire,1\n", "line 2: expected video,label,start,end, found 'V,Fire,1'"),
         ("video,label,start,end\nV,Fire,1,one\n", "line 2: '1' to 'one' are no frame numbers"),
+        ("video,label,start,end\nV,Fire,1,%s\n" % ("9" * 5000), "are no frame numbers"),
+        ("video;class;start;end\nV;Fire;1;2\n", "has no column 'label', its header is video,class,start,end"),
+        ("video,label,start,end\n,Fire,1,2\n", "line 2: the column 'video' is empty"),
+        ("V" * 200_000 + ",1\n", "line 1: it is no annotation"),
     ],
 )
 def test_annotations_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -120,8 +134,9 @@ def test_annotations_refused(tmp_path: Path, text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "has no columns 'video' and 'n'"),
-        ("video,m\nv,3\n", "has no columns 'video' and 'n'"),
+        ("", "is empty: begin it with the header video,n"),
+        ("video,m\nv,3\n", "has no column 'n', its header is video,m"),
+        ("v,3\n", "does not begin with the header video,n"),
         ("video,n\nv,3\nw,3.5\n", "line 3: '3.5' is no number of snippets"),
         ("video,n\nv,0\n", "line 2: '0' is no number of snippets"),
     ],

@@ -1,5 +1,6 @@
 """Training lists: the authors' forms, moved files, classes of one's own, and what is wrong said at once."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vadclip.lists import (
     load_classes,
     load_list,
     one_crop,
+    read_video_list,
     split_by_video,
     without_missing,
 )
@@ -78,6 +80,41 @@ def test_moved_files_are_found_below_the_root(tmp_path: Path) -> None:
     assert (kept.paths, missing) == ((first, second), 1)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_lists_as_spreadsheets_save_them(tmp_path: Path, separator: str) -> None:
+    text = 'Label,"Path",note\r\nArson,"a b.npy",x\r\n,,\r\nAbuse,\u2028c.npy,y\r\n'
+    listed = load_list(write(tmp_path / "l.csv", "\ufeff" + text.replace(",", separator)), UCF)
+    assert [path.name for path in listed.paths] == ["a b.npy", "\u2028c.npy".strip()]
+    assert listed.labels == ("Arson", "Abuse")
+
+
+@pytest.mark.skipif(os.sep != "/", reason="Windows reads its own paths")
+@pytest.mark.parametrize("base", ["D:\\UCF\\", "\\\\server\\share\\UCF\\", "D:/UCF/", "UCF\\"])
+def test_lists_from_windows(tmp_path: Path, base: str) -> None:
+    first, second = touched(tmp_path / "v" / "Abuse" / "a.mp4"), touched(tmp_path / "v" / "b.mp4")
+    nested = "/" if base.endswith("/") else "\\"
+    source = write(tmp_path / "l.csv", f"path,label\r\n{base}Abuse{nested}a.mp4,Abuse\r\n{base}b.mp4,Normal\r\n")
+    assert read_video_list(source, tmp_path / "v") == [(first, "Abuse"), (second, "Normal")]
+    if base == "UCF\\":
+        with pytest.raises(UserError, match=r"videos are missing, the first is .*/UCF/Abuse/a.mp4"):
+            read_video_list(source)
+    else:
+        with pytest.raises(UserError, match=r"names the Windows path .*, which does not exist.* with --root$"):
+            read_video_list(source)
+
+
+@pytest.mark.skipif(os.sep != "/", reason="a backslash is no part of a name on Windows")
+def test_a_backslash_may_be_part_of_a_name(tmp_path: Path) -> None:
+    odd = touched(tmp_path / "a\\b.mp4")
+    assert read_video_list(write(tmp_path / "l.csv", "path,label\na\\b.mp4,x\n")) == [(odd, "x")]
+
+
+def test_a_list_of_features_is_no_list_of_videos(tmp_path: Path) -> None:
+    touched(tmp_path / "a__0.npy")
+    with pytest.raises(UserError, match=r"lists feature files \(such as a__0.npy\) where videos are wanted"):
+        read_video_list(write(tmp_path / "l.csv", "path,label\na__0.npy,Abuse\n"))
+
+
 def test_no_file_at_all_is_never_allowed(tmp_path: Path) -> None:
     listed = load_list(write(tmp_path / "l.csv", "path,label\na.npy,Normal\nb.npy,Abuse\n"), UCF)
     with pytest.raises(UserError, match=r"2 of 2 feature files are missing, .*: name the folder"):
@@ -91,7 +128,13 @@ def test_no_file_at_all_is_never_allowed(tmp_path: Path) -> None:
         ("path,label\n", "lists no feature file: add rows"),
         ("a.npy,Abuse\n", "does not begin with the header path,label: add it"),
         ("path,label\na.npy\n", "line 2: expected path,label, found 'a.npy'"),
-        ("path,label\na.npy,\n", "line 2: expected path,label"),
+        ("path,label\na.npy,\n", "line 2: the column 'label' is empty"),
+        ("path,class\na.npy,Normal\n", "has no column 'label', its header is path,class: name the columns path,label"),
+        ("path,label,label\na.npy,Normal,Abuse\n", "has two columns 'label'"),
+        (
+            "path,label\na.npy,Normal\nv/b.MP4,Abuse\n",
+            r"lists videos \(such as v/b.MP4\) where feature files are wanted",
+        ),
         ("path,label\na.npy,Normal\nb.npy,Juggling\n", "line 3: the label 'Juggling' is unknown to 'ucf': use one of"),
         ("path,label\na.npy,0-0\n", "line 2: the label '0-0' is unknown"),
         ("path,label\na.npy,Normal-Abuse\n", "line 2: the label 'Normal-Abuse' is normal and abnormal at once"),
@@ -106,7 +149,7 @@ def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_list(tmp_path / "none.csv", UCF)
     (tmp_path / "l.csv").write_bytes(b"path,label\n\xff\xfe.npy,Abuse\n")
-    with pytest.raises(UserError, match="is not a CSV file of UTF-8 text"):
+    with pytest.raises(UserError, match=r"is not UTF-8 text: name a CSV file of path,label, saved as"):
         load_list(tmp_path / "l.csv", UCF)
 
 

@@ -142,6 +142,49 @@ def test_each_annotated_segment_counts_once() -> None:
     assert second.per_class["Fire"] == (50.0,) * 5
 
 
+def peaks(snippets: int, at: list[int]) -> NDArray[np.float64]:
+    """Fire with a segment of one snippet at each place, all with the same score."""
+    fire = [1.0 if k in at else 0.0 for k in range(snippets)]
+    return one([[0.5] * snippets, fire, [0.2] * snippets])
+
+
+@pytest.mark.parametrize("hit", [0, 1, 7, 39])
+def test_equal_scores_keep_the_order_of_the_videos(hit: int) -> None:
+    """As sorted() has them, and so the released code: which of equal segments comes first decides the precision."""
+    predictions = [peaks(4, [2])] * 40
+    segments = [[(32, 48)] if video == hit else [(0, 16)] for video in range(40)]
+    labels = [["Fire"] if video == hit else ["Fight"] for video in range(40)]
+    found = detection_map(predictions, segments, labels, NAMES, "abnormal-only")
+    assert found.per_class["Fire"] == (pytest.approx(100 / (hit + 1)),) * 5
+
+
+@pytest.mark.parametrize("hit", [0, 1, 19])
+def test_equal_scores_keep_their_order_within_a_video(hit: int) -> None:
+    prediction = peaks(40, list(range(0, 40, 2)))
+    found = detection_map([prediction], [[(32 * hit, 32 * hit + 16)]], [["Fire"]], NAMES, "abnormal-only")
+    assert found.per_class["Fire"] == (pytest.approx(100 / (hit + 1)),) * 5
+
+
+def test_of_equal_overlaps_the_first_annotated_one_is_taken() -> None:
+    # Detections from 16 to 48 and, with a lower score, from 64 to 96. The first has IoU 1/3 with both events, the
+    # second with the long one only.
+    prediction = one([[0.5] * 8, [0.0, 1.0, 1.0, 0.0, 0.9, 0.9, 0.0, 0.0], [0.2] * 8])
+    short, long = (0, 32), (16, 112)
+    found = detection_map([prediction], [[short, long]], [["Fire"] * 2], NAMES, "abnormal-only")
+    assert found.per_class["Fire"] == (100.0,) * 3 + (0.0,) * 2
+    found = detection_map([prediction], [[long, short]], [["Fire"] * 2], NAMES, "abnormal-only")
+    assert found.per_class["Fire"] == (50.0,) * 3 + (0.0,) * 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_plain_loops_agree_where_scores_are_equal(seed: int) -> None:
+    names = ["A", "B1", "B2"]
+    sample = synthetic(30, 20, names, seed)
+    coarse = Sample([np.round(one, 1) for one in sample.predictions], sample.segments, sample.labels)
+    found = detection_map(coarse.predictions, coarse.segments, coarse.labels, names)
+    np.testing.assert_allclose(found.map, by_loops(coarse, names), rtol=0, atol=1e-9)
+
+
 def test_single_frames_are_no_segment() -> None:
     frames = np.zeros((32, 3))
     frames[5, 1], frames[20:22, 1] = 1.0, 0.8

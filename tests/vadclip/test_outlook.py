@@ -43,7 +43,7 @@ def test_a_small_list_is_said_to_be_too_small() -> None:
 def test_nothing_speaks_against_the_released_training_or_the_small_preset() -> None:
     """UCF-Crime has 800 normal and 810 abnormal videos to train on, of ten crops each."""
     large = outlook(listed(720, 365, 364, crops=10), listed(80, 41, 40), REFERENCE, NAMES, "AUC")
-    assert large.warnings == () and "1449 videos in 14490 files" in large.lines[0]
+    assert large.warnings == () and "1449 videos in 14490 rows" in large.lines[0]
     assert "10 epochs of 112 steps, 1120 steps in all" in large.lines[1]
     assert outlook(listed(8, 7, 6), None, SMALL, NAMES, None).warnings == ()
     assert len(outlook(listed(8, 7, 6), None, REFERENCE, NAMES, None).warnings) == 1

@@ -107,7 +107,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 def test_the_toy_set_is_learned(toy: FeatureList, tmp_path: Path) -> None:
     """From video-level labels alone to snippets of videos that were not trained on."""
     held, truth = toy_set(tmp_path / "held", 24, seed=1)
-    score = snippet_scorer(held.paths, truth, toy_model().config)
+    score = snippet_scorer(held, truth, toy_model().config)
     _, result = run(toy, tmp_path / "run", LEARN, select="last")
     before, after = score(toy_model()), score(load_checkpoint(result.checkpoint))
     assert before < 0.7
@@ -316,7 +316,8 @@ def test_wrong_input_is_said_before_training(toy: FeatureList, tmp_path: Path) -
     with pytest.raises(UserError, match="has 12 snippets, but its ground truth has 3"):
         path = tmp_path / "t.npy"
         np.save(path, np.ones((12, WIDTH), dtype=np.float32))
-        snippet_scorer([path], [np.zeros(3, dtype=bool)], toy_model().config)
+        listed = FeatureList("one", (path,), ("Normal",), np.ones((1, 1), np.float32))
+        snippet_scorer(listed, [np.zeros(3, dtype=bool)], toy_model().config)
     assert not (tmp_path / "state.pt").exists()
 
 

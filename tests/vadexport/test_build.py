@@ -189,10 +189,10 @@ def test_a_graph_that_differs_from_pytorch_stops_the_build(
 ) -> None:
     true_graph = getattr(build_module, f"{part}_graph")
 
-    def wrong(weights: dict[str, np.ndarray], *rest: Any) -> onnx.ModelProto:
+    def wrong(weights: dict[str, np.ndarray], *rest: Any, **options: Any) -> onnx.ModelProto:
         key = "ln_post.weight" if part == "encoder" else "linear.bias"
         spoilt = weights | {key: weights[key] + np.linspace(0, 0.5, weights[key].size, dtype=np.float32)}
-        graph: onnx.ModelProto = true_graph(spoilt, *rest)
+        graph: onnx.ModelProto = true_graph(spoilt, *rest, **options)
         return graph
 
     monkeypatch.setattr(build_module, f"{part}_graph", wrong)

@@ -137,9 +137,9 @@ def test_what_is_refused(bundle_copy: Path, ucf: Golden, xd: Golden, tmp_path: P
     for classes, source, said in (
         (two, {"checkpoint": xd.checkpoint}, "is not the checkpoint that"),
         (two, {"checkpoint": tmp_path / "none"}, "does not exist"),
-        (two, {"text": wrong}, r"but 2 labels of width \d+ are expected"),
-        (two, {"text": zero}, "zero or not finite"),
-        (two, {"text": damaged}, "does not read as a .npy file"),
+        (two, {"text": wrong}, r"not \[2,\d+\]: give embeddings of these 2 labels of width \d+"),
+        (two, {"text": zero}, "a class whose embedding is zero"),
+        (two, {"text": damaged}, "is not in NumPy's format"),
         (named("fire", "normal"), {"text": wrong}, "put it first"),
         (named("normal", "word " * 80), {"checkpoint": ucf.checkpoint}, "shorten it"),
     ):

@@ -17,6 +17,7 @@ from vadrun import Bundle, UserError, feeding
 from vadrun.cli import main
 from vadrun.console import FilesProgress
 from vadrun.files import writing
+from vadrun.places import Place
 from vadrun.sinks import ResultFolder, ResultFolders
 
 Printed = pytest.CaptureFixture[str]
@@ -116,9 +117,12 @@ def test_folders_and_equal_names(engine: str, clip: Path, tmp_path: Path, capsys
     assert run(engine, tmp_path / "a", tmp_path / "b", clip.parent, "--out", tmp_path / "out", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert len(document["videos"]) == 5
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["door.mkv", "door.mp4", "door.mp4-2", "door.mp4-3", "yard"]
-    for video in names:
+    places = {video["source"]: Path(video["results"]).name for video in document["videos"]}
+    assert places[str(tmp_path / "b" / "door.mkv")] == "door.mkv"
+    assert places[str(tmp_path / "b" / "door.mp4")] == "door.mp4"  # another one lies beside it
+    assert places[str(tmp_path / "b" / "yard.mp4")] == "yard"
+    assert len(set(places.values())) == 5 == len(list((tmp_path / "out").iterdir()))
+    for video in places.values():
         assert (tmp_path / "out" / video / "scores.csv").exists()
 
 
@@ -136,7 +140,7 @@ def test_videos_are_told_in_their_order_whichever_is_done_first(
         str(videos[0]),
         str(videos[2]),
     ]
-    assert "bad.mp4 cannot be opened" in printed.err and "1 of 3 videos could not be read" in printed.err
+    assert "bad.mp4 cannot be opened" in printed.err and "1 of 3 videos have no results" in printed.err
     for name, count in (("long", 40), ("short", 1)):
         assert json.loads((tmp_path / "out" / name / "result.json").read_text())["snippets"] == count
         assert len((tmp_path / "out" / name / "scores.csv").read_text().splitlines()) == count + 1
@@ -147,15 +151,15 @@ def test_results_that_cannot_be_put_in_place_cost_their_video_alone(
     engine: str, clip: Path, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = clips.write_clip(tmp_path / "other.mp4", 16 * 3)
-    result = ResultFolder.result
+    keep = ResultFolder.keep
 
-    def full(self: ResultFolder, value: dict[str, Any]) -> None:
-        if self.target.name == "door":
-            with writing(self.target):
+    def full(self: ResultFolder, value: dict[str, Any]) -> Path:
+        if self.place.folder.name == "door":
+            with writing(self.place.folder):
                 raise OSError(28, "No space left on device")
-        result(self, value)
+        return keep(self, value)
 
-    monkeypatch.setattr(ResultFolder, "result", full)
+    monkeypatch.setattr(ResultFolder, "keep", full)
     assert run(engine, clip, other, "--out", tmp_path / "out") == 2
     printed = capsys.readouterr()
     assert "door: No space left on device; free some space" in printed.err
@@ -167,7 +171,8 @@ def test_all_folders_are_dropped_though_one_cannot_be_closed(tmp_path: Path) -> 
     def fail() -> None:
         raise UserError("a full disk")
 
-    with pytest.raises(KeyboardInterrupt), ResultFolders([tmp_path / name for name in "abc"], ["normal"]) as folders:
+    wanted = [Place(name, tmp_path / name, tmp_path / f"{name}-0") for name in "abc"]
+    with pytest.raises(KeyboardInterrupt), ResultFolders(wanted, ["normal"]) as folders:
         for number in range(3):
             folder = folders.begin(number)
             assert folder is not None
@@ -203,9 +208,10 @@ def test_a_second_run_replaces_the_first(engine: str, clip: Path, tmp_path: Path
 def test_other_peoples_folders_are_not_replaced(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
     (tmp_path / "door").mkdir()
     (tmp_path / "door" / "photo.jpg").touch()
-    sentence = refused(capsys, run(engine, clip, "--out", tmp_path))
-    assert "is not a result of vadrun" in sentence
+    assert run(engine, clip, "--out", tmp_path, "--json") == 0
+    (video,) = json.loads(capsys.readouterr().out)["videos"]
     assert [path.name for path in (tmp_path / "door").iterdir()] == ["photo.jpg"]
+    assert Path(video["results"]).name.startswith("door-")
 
 
 def test_a_damaged_video_is_code_one(engine: str, tmp_path: Path, capsys: Printed) -> None:
@@ -220,14 +226,46 @@ def test_a_damaged_video_is_code_one(engine: str, tmp_path: Path, capsys: Printe
     assert len((folder / "scores.csv").read_text().splitlines()) == 1 + result["snippets"] > 1
 
 
+def test_a_pipe_in_a_folder_costs_that_entry_alone(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes(clip.read_bytes())
+    assert run(engine, tmp_path, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "a.mp4 is a pipe, not a regular file" in printed.err and "1 of 2 videos have no results" in printed.err
+    assert (tmp_path / "out" / "b" / "result.json").is_file()
+
+
+def test_an_address_is_refused_without_its_password(engine: str, capsys: Printed) -> None:
+    said = refused(capsys, run(engine, "rtsp://admin:secret@127.0.0.1:9/1"))
+    assert "rtsp://...@127.0.0.1:9/... is an address" in said and "secret" not in said
+
+
 def test_one_bad_file_does_not_cost_the_others(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_text("I am text")
     assert run(engine, bad, clip, "--out", tmp_path / "out") == 2
     printed = capsys.readouterr()
     assert "bad.mp4 cannot be opened as a video" in printed.err
-    assert "1 of 2 videos could not be read" in printed.err
+    assert "1 of 2 videos have no results" in printed.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["door"]
+
+
+def test_a_second_video_stream_is_said_and_can_be_chosen(engine: str, tmp_path: Path, capsys: Printed) -> None:
+    path = clips.write_streams(tmp_path / "two.mp4", (200, 30, 30), (30, 30, 200))
+
+    def result(*options: object) -> tuple[dict[str, Any], str]:
+        out = tmp_path / f"out{len(options)}"
+        assert run(engine, path, "--out", out, *options) == 0
+        return json.loads((out / "two" / "result.json").read_text()), capsys.readouterr().err
+
+    first, said = result()
+    (remark,) = first["video"]["remarks"]
+    assert first["video"]["stream"] == 0
+    assert remark.startswith("holds 2 video streams") and f"two.mp4: {remark}" in said
+    second, said = result("--stream", 1, "--quiet")
+    assert second["video"]["stream"] == 1 and said == ""
+    assert second["peak"] != first["peak"]
+    assert "has no video stream 7" in refused(capsys, run(engine, path, "--stream", 7))
 
 
 def test_inputs_that_cannot_be_used(

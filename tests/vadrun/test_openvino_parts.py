@@ -12,6 +12,7 @@ from vadrun.backends import openvino as backend_module
 from vadrun.backends import openvino_parts
 from vadrun.backends.openvino import OpenvinoBackend
 from vadrun.backends.openvino_parts import in_parts
+from vadrun.cache import seal
 
 openvino = pytest.importorskip("openvino")
 op = openvino.opset13
@@ -118,20 +119,24 @@ def test_matrix_units_get_parts_and_keep_them(
     assert len(rewritten) == 1 and rewritten[0] > 0
     for _ in range(2):
         made.append(np.array(backend_module._in_parts(core, path, settings, 2, tmp_path / "kept")(FRAMES)[0]))
-    (kept,) = (tmp_path / "kept").iterdir()
+    (kept,) = (tmp_path / "kept").glob("*.blob")
     assert len(rewritten) == 2
     whole = kept.read_bytes()
     odd = bytearray(whole)
     odd[24] ^= 0xFF  # the library says what it is in its message, which then is no text
-    for damaged in (whole[: len(whole) // 2], bytes(odd)):
+    weights = bytearray(whole)
+    weights[len(whole) // 2] ^= 0xFF  # the library would take it
+    for damaged, sealed in ((whole[: len(whole) // 2], False), (weights, False), (odd, False), (odd, True)):
         kept.write_bytes(damaged)
+        if sealed:
+            seal(kept)
         before = len(rewritten)
         made.append(np.array(backend_module._in_parts(core, path, settings, 2, tmp_path / "kept")(FRAMES)[0]))
         assert len(rewritten) == before + 1
     made.append(np.array(backend_module._in_parts(core, path, settings, 2, Path("/proc/none"))(FRAMES)[0]))
     for streams in (1, 2, 3):
         backend_module._in_parts(core, path, {**settings, "NUM_STREAMS": streams}, 2, tmp_path / "kept")
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert len(list((tmp_path / "kept").glob("*.blob"))) == len(list((tmp_path / "kept").glob("*.crc32"))) == 2
     for one in made[1:]:
         np.testing.assert_allclose(one, made[0], atol=1e-6)
 

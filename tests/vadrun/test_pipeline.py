@@ -120,7 +120,7 @@ def test_damage_gives_scores_up_to_it(engine: Engine, tmp_path: Path) -> None:
 def test_progress_is_told_in_seconds(engine: Engine, clip: Path) -> None:
     told: list[tuple[float, float | None]] = []
     result = run_video(engine, clip, EventRule(), progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (result.seconds, pytest.approx((16 * 11 + 5) / 25, abs=0.1))
+    assert told[-1] == (result.end, pytest.approx((16 * 11 + 5) / 25, abs=0.1))
     assert told == sorted(told)
 
 
@@ -177,7 +177,7 @@ def test_batches_hold_snippets_of_several_videos(
     assert isinstance(error, UserError) and "bad.mp4 cannot be opened" in str(error)
     results = {number: result for number, result in outcomes.items() if isinstance(result, VideoResult)}
     assert {number: result.snippets for number, result in results.items()} == {0: 11, 2: 1, 3: 11}
-    assert told == {number: result.seconds for number, result in results.items()}
+    assert told == {number: result.end for number, result in results.items()}
     assert all(result.timings.encode > 0 and result.timings.wall > 0 for result in results.values())
     for got, expected in zip(rows, (alone[0], Rows(), alone[1], alone[0]), strict=True):
         assert [row[:3] for row in got.snippets] == [row[:3] for row in expected.snippets]

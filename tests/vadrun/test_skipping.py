@@ -53,7 +53,8 @@ def test_what_is_skipped_changes_nothing(tmp_path: Path, ending: str, way: str) 
 @pytest.mark.parametrize("way", list(HEVC))
 def test_what_is_skipped_of_hevc_changes_nothing(tmp_path: Path, ending: str, way: str) -> None:
     options = {"x265-params": "log-level=none:" + HEVC[way]}
-    path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, codec="libx265", options=options)
+    path = clips.skippable(tmp_path / f"clip.{ending}")
+    clips.write_clip(path, FRAMES, codec="libx265", options=options)
     assert len(same(path, "skipping")) == 9
     assert len(same(path, "skipping", Sampling(pick="first"), threads=1)) == 9
     expected = 0 if way == "no b-frames" else 30

@@ -17,7 +17,7 @@ import av
 from vadclip.world.camera import HEIGHT, WIDTH
 from vadclip.world.clips import LABELS, SCENES, SPLITS, Clip, make_clip
 from vadrun.errors import UserError
-from vadrun.files import write_csv, write_json, write_text
+from vadrun.files import whole_file, write_csv, write_json, write_text
 
 _VERSION = 4  # of what clips look like; a folder that was begun with another one is not continued
 _PLAN = "world.json"
@@ -128,21 +128,16 @@ def write_dataset(
 def encode(clip: Clip, path: Path) -> None:
     """Write a clip as H.264 in MP4, whole or not at all; the bytes do not depend on the processor and its cores."""
     factor = _RATE_FACTORS[hashlib.sha256(clip.name.encode()).digest()[0] % len(_RATE_FACTORS)]
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
-    try:
-        with av.open(str(temporary), "w") as container:
-            stream: Any = container.add_stream("libx264", rate=clip.fps)
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            stream.codec_context.thread_count = 1
-            stream.options = {"preset": "veryfast", "crf": str(factor), "x264-params": X264}
-            for index, picture in enumerate(clip.frames):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = index, Fraction(1, clip.fps)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, av.open(str(temporary), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=clip.fps)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"preset": "veryfast", "crf": str(factor), "x264-params": X264}
+        for index, picture in enumerate(clip.frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, clip.fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from PIL import Image
 
 from vadclip.world.camera import HEIGHT, WIDTH
 from vadclip.world.clips import LABELS, Clip, make_clip
+from vadrun.files import whole_file
 
 _COLUMNS = 5
 
@@ -27,12 +27,8 @@ def contact_sheet(path: str | Path, seed: int = 0, split: str = "train", clips: 
             for column, moment in enumerate(wanted):
                 if moment == index:
                     sheet.paste(Image.fromarray(picture), (WIDTH * column, HEIGHT * row))
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.png")
-    try:
+    with whole_file(path) as temporary:
         sheet.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -26,7 +26,7 @@ from vadclip.world.clips import LABELS, Clip, make_clip
 from vadclip.world.regions import PHRASES, Region, regions
 from vadrun.console import ProgressLine, run_command
 from vadrun.errors import UserError
-from vadrun.files import write_json
+from vadrun.files import whole_file, write_json
 from vadrun.preprocessing import Preprocessing
 
 SIZE = 128
@@ -83,28 +83,26 @@ def write_stills(
     """
     worlds = -(-count // _PER_WORLD)
     width, height = Preprocessing.for_size(SIZE).resize
-    temporary = folder / f".{_PICTURES}.tmp-{os.getpid()}"
     told: list[_Told] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (worlds * _PER_WORLD, height, width, 3)
-        pictures = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
-            first = _FIRST_SEED * (seed + 1)
-            for number, (drawn, found) in enumerate(pool.map(_draw, range(first, first + worlds), chunksize=8)):
-                pictures[number * _PER_WORLD : (number + 1) * _PER_WORLD] = drawn
-                told += found
-                progress((number + 1) * _PER_WORLD, worlds * _PER_WORLD)
-        pictures.flush()
-        del pictures
-        captions, labels, places = zip(*told, strict=True)
-        boxes = [[[region.phrase, *(round(share, 4) for share in region.box)] for region in found] for found in places]
-        write_json(folder / _CAPTIONS, {"captions": captions, "labels": labels, "phrases": PHRASES, "regions": boxes})
-        temporary.replace(folder / _PICTURES)
+        with whole_file(folder / _PICTURES) as temporary:
+            shape = (worlds * _PER_WORLD, height, width, 3)
+            pictures = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
+                first = _FIRST_SEED * (seed + 1)
+                for number, (drawn, found) in enumerate(pool.map(_draw, range(first, first + worlds), chunksize=8)):
+                    pictures[number * _PER_WORLD : (number + 1) * _PER_WORLD] = drawn
+                    told += found
+                    progress((number + 1) * _PER_WORLD, worlds * _PER_WORLD)
+            pictures.flush()
+            del pictures
+            captions, labels, places = zip(*told, strict=True)
+            boxes = [[[each.phrase, *(round(share, 4) for share in each.box)] for each in found] for found in places]
+            value = {"captions": captions, "labels": labels, "phrases": PHRASES, "regions": boxes}
+            write_json(folder / _CAPTIONS, value)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; name a writable folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_stills(folder: Path) -> Stills:
