@@ -13,6 +13,7 @@ import av
 import numpy as np
 from matplotlib.figure import Figure
 
+from vadrun.places import places
 from vadrun.sources import open_container, pick_stream
 
 FRAMES = 8  # pictures above the curve
@@ -87,7 +88,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="what was given to vadrun --out")
     parser.add_argument("--truth", type=Path, help="CSV of label,start,end in seconds")
     arguments = parser.parse_args()
-    results = arguments.results / arguments.video.stem
+    (place,) = places(arguments.results, [arguments.video], [arguments.video])
+    results = place.folder
     out = arguments.results / f"{results.name}.png"
     draw(arguments.video, results, arguments.truth).savefig(out, dpi=100)
     print(f"picture: {out}")

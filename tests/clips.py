@@ -91,6 +91,7 @@ def write_clip(
         rotation: 90, 180 or 270: store the pictures turned, and mark that they are to be turned by so many
             degrees counterclockwise for display (MP4 only).
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size if rotation % 180 == 0 else size[::-1]
     base = Fraction(1, 1000) if times is not None else Fraction(1, rate)
     with av.open(str(path), "w", options=container_options or {}) as container:

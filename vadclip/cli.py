@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from vadclip import evaluate_command, train_command
+from vadclip import evaluate_command, features_command, train_command
 from vadrun.console import BAD_INPUT, CODES, DAMAGED, ProgressLine, clock, run_command, version
 from vadrun.errors import UserError
 
@@ -57,11 +57,18 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
+    e.add_argument(
+        "--preprocessing",
+        metavar="STYLE",
+        help="default, or reference: pixels as OpenCV makes them, as for the authors' features (default: the bundle's)",
+    )
     e.add_argument("--dtype", default="float16", metavar="T", help="float16 (default) or float32")
     e.add_argument("--stream", type=int, metavar="N", help="number of the video stream (default: each file's main one)")
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
     e.add_argument("--backend", default="auto", metavar="NAME", help="of a bundle; see vadrun --help")
     e.add_argument("--precision", default="auto", metavar="P", help="of a bundle; see vadrun --help")
+    f = commands.add_parser("features", help="how features were made", description="Look at features that are there.")
+    features_command.add_arguments(f)
     t = commands.add_parser("train", help="feature files -> checkpoint", description=train_command.TRAIN)
     train_command.add_train_arguments(t)
     a = commands.add_parser("ablate", help="the paper's ablations", description=train_command.ABLATE)
@@ -76,11 +83,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     commands = {
         "extract": _extract,
+        "features": features_command.run,
         "train": train_command.train,
         "ablate": train_command.ablate,
         "evaluate": evaluate_command.run,
     }
-    keeps = arguments.command != "evaluate" or arguments.out is not None
+    keeps = getattr(arguments, "out", None) is not None
     return run_command("vadclip", lambda: commands[arguments.command](arguments), keeps=keeps)
 
 
@@ -108,7 +116,9 @@ def _extract(arguments: argparse.Namespace) -> int:
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate)
+    options = ExtractOptions(
+        arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate, arguments.preprocessing
+    )
     encoder = open_encoder(
         arguments.encoder,
         batch=arguments.batch,

@@ -43,11 +43,11 @@ def clip_sizes(weights: Mapping[str, Tensor], known: Untold | ClipConfig | None 
     """Sizes of a CLIP with a vision transformer, and its embed dimension d, from OpenAI-named weights.
 
     The activation and the numbers of heads are not in the weights: they come from ``known``, or are OpenAI's
-    (QuickGELU, heads of 64).
+    (QuickGELU, heads of 64). Whether the sizes are those of ``known`` is the caller's to check.
 
     Raises:
-        UserError: a key that tells a size is missing, the sizes do not fit each other or ``known``, or OpenAI has
-            released no CLIP of these widths.
+        UserError: a key that tells a size is missing, the sizes do not fit each other, or OpenAI has released no CLIP
+            of these widths.
     """
     for key, rank in _SHAPED.items():
         if key not in weights:
@@ -69,15 +69,21 @@ def clip_sizes(weights: Mapping[str, Tensor], known: Untold | ClipConfig | None 
         patch=patch,
         vision_width=vision_width,
         vision_layers=count_blocks(weights, "visual.transformer.resblocks."),
-        vision_heads=known.vision_heads if known else vision_width // HEAD_WIDTH,
+        vision_heads=_heads(vision_width, known.vision_heads if known else None),
         text_width=text_width,
         text_layers=count_blocks(weights, "transformer.resblocks."),
-        text_heads=known.text_heads if known else text_width // HEAD_WIDTH,
+        text_heads=_heads(text_width, known.text_heads if known else None),
         context=context,
         vocab=len(weights["token_embedding.weight"]),
         activation=known.activation if known else "quickgelu",
     )
     return config, weights["text_projection"].shape[1]
+
+
+def _heads(width: int, told: int | None) -> int:
+    if told is None:
+        return width // HEAD_WIDTH
+    return told if width % told == 0 else 1  # the widths differ then, and so says KnownClip.check
 
 
 def count_blocks(weights: Mapping[str, object], prefix: str) -> int:

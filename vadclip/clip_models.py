@@ -116,8 +116,8 @@ def pretrained_file(name: str) -> Pretrained:
     model, tag = name.rsplit("/", 1) if "/" in name else (ARCHITECTURE, name)
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
-        known = f"use one of {', '.join(tags)}" if tags else "open_clip has none for this model; use openai"
-        raise UserError(f"unknown CLIP weights {tag!r} for {model}: {known}")
+        what = f"use one of {', '.join(tags)}" if tags else "open_clip has none for this model; use openai"
+        raise UserError(f"unknown CLIP weights {shown(tag)} for {model}: {what}")
     facts = open_clip.get_pretrained_cfg(model, tag)
     config = dict(open_clip.get_model_config(model))
     config["quick_gelu"] = bool(config.get("quick_gelu") or facts.get("quick_gelu") or tag == OPENAI)

@@ -27,6 +27,7 @@ from vadrun.errors import UserError
 from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
+from vadrun.schema import Maybe, Record, Table, Text, Whole, load_json
 
 DTYPES = ("float16", "float32")
 DAMAGE = "damage.json"
@@ -41,6 +42,7 @@ class Encoder:
     size: int  # S
     name: str  # for the sidecar: what features depend on
     batch: int
+    preprocessing: Preprocessing | None = None  # a bundle's own
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class ExtractOptions:
         dtype: of the files, ``float16`` or ``float32``.
         stream: FFmpeg's number of the video stream to read; None for each file's main one.
         rate: frames per second of folders of frames; None: no folder is read as a video.
+        preprocessing: ``default`` or ``reference``, see :meth:`Preprocessing.for_size`; None: as the bundle that
+            encodes, or default.
     """
 
     crops: int = 1
@@ -60,6 +64,7 @@ class ExtractOptions:
     dtype: str = "float16"
     stream: int | None = None
     rate: float | None = None
+    preprocessing: str | None = None
 
     def __post_init__(self) -> None:
         if self.crops not in (1, 10):
@@ -107,7 +112,10 @@ def extract(
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(f"two videos are called {name!r}, and so would be their features: rename one")
-    preprocessing = Preprocessing.for_size(encoder.size)
+    if encoder.preprocessing is not None and options.preprocessing is None:
+        preprocessing = encoder.preprocessing
+    else:
+        preprocessing = Preprocessing.for_size(encoder.size, style=options.preprocessing or "default")
     _check_sidecar(out, encoder, options, preprocessing)
     report = Report()
     known = _read_damage(out)
@@ -241,16 +249,16 @@ def _check_sidecar(out: Path, encoder: Encoder, options: ExtractOptions, preproc
             )
 
 
+_DAMAGED = Table(Record({"bytes": Maybe(Whole()), "damage": Text(plain=False)}), key=Text(plain=False), most=100_000)
+
+
 def _read_damage(out: Path) -> dict[str, tuple[int | None, str]]:
     """Video name -> size in bytes and what is wrong with it, of those whose features do not go to their end."""
     path = out / DAMAGE
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: (entry["bytes"], str(entry["damage"])) for name, entry in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not read ({error}): remove it, or give another --out") from error
+    content = load_json(path, _DAMAGED, "remove it, or give another --out", most=64 << 20)
+    return {name: (entry["bytes"], entry["damage"]) for name, entry in content.items()}
 
 
 def _write_damage(out: Path, known: Mapping[str, tuple[int | None, str]]) -> None:
@@ -353,7 +361,8 @@ def open_encoder(
         engine = Engine.load(path, backend, precision=precision, batch=batch)
         model, graph = engine.bundle.model, engine.backend.encoder_file
         digest = next(entry.sha256 for entry in engine.bundle.files if entry.name == graph)
-        return Encoder(engine.encode, model.image_size, f"{graph} {digest} {engine.backend.precision}", batch)
+        name = f"{graph} {digest} {engine.backend.precision}"
+        return Encoder(engine.encode, model.image_size, name, batch, engine.bundle.preprocessing)
     import torch
 
     from vadclip.device import find_device

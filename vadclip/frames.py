@@ -108,7 +108,7 @@ class FrameFolder:
         convert = Preprocessor(preprocessing, crops)
 
         def image(index: int) -> NDArray[np.uint8]:
-            return convert(self._frame(index))
+            return convert(self.frame(index))
 
         sampler: Sampler[int, NDArray[np.uint8]] = Sampler(sampling or Sampling(), image, joins=joins)
         for index in range(len(self._names)):
@@ -117,7 +117,12 @@ class FrameFolder:
         for found in sampler.finish():
             yield Snippet(found.index, found.start, found.end, np.stack(found.images), found.short)
 
-    def _frame(self, index: int) -> av.VideoFrame:
+    def frame(self, index: int) -> av.VideoFrame:
+        """The frame of this number, or the nearest that decodes.
+
+        Raises:
+            UserError: none near it does.
+        """
         near = sorted(range(max(index - 8, 0), min(index + 9, len(self._names))), key=lambda i: (abs(i - index), i))
         for place in near:
             name = self._names[place]

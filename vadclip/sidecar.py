@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vadclip.metrics import FRAMES_PER_SNIPPET
 from vadrun.errors import UserError
+from vadrun.schema import Anything, Record, Table, Text, load_json
 
 if TYPE_CHECKING:  # the reader of videos is not needed here
     from vadrun.preprocessing import Preprocessing
 
 SIDECAR = "features.json"
 _DECISIVE = ("encoder", "sampling", "preprocessing")  # the number type changes nothing that matters
+
+_SIDECAR = Record(
+    {},
+    {"encoder": Text(plain=False), "sampling": Table(Anything()), "preprocessing": Table(Anything())},
+    others=Anything(),
+)
 
 FeatureSettings = Mapping[str, Any]
 """``encoder`` (a name), ``sampling`` and ``preprocessing`` (as in a bundle's manifest, without crop and mirror)."""
@@ -34,12 +42,9 @@ def read_sidecar(folder: Path) -> dict[str, Any] | None:
         UserError: the sidecar does not read.
     """
     path = folder / SIDECAR
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} does not read ({error}): extract into another folder") from error
+    return dict(load_json(path, _SIDECAR, "extract into another folder"))
 
 
 def common_settings(paths: Iterable[Path]) -> dict[str, Any] | None:

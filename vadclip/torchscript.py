@@ -142,6 +142,7 @@ def _evaluate(data: bytes, storage: Callable[[object], Tensor]) -> object:
             items.append(top)
         return items[::-1]
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(data):
         match opcode.name:
             case "PROTO" | "FRAME":

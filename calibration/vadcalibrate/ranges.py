@@ -132,6 +132,7 @@ def collect(bundle: Bundle, chosen: Chosen, progress: Callable[[int, int], None]
         )
     origin = {
         "bundle": bundle.sha256,
+        "preprocessing": bundle.preprocessing.to_manifest(),
         "videos": chosen.videos,
         "candidates": chosen.candidates,
         "frames": int((~held).sum()),

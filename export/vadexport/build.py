@@ -29,7 +29,7 @@ from vadrun.bundle import Bundle, ModelInfo, write_manifest
 from vadrun.console import version
 from vadrun.errors import UserError
 from vadrun.files import check_place, whole_directory
-from vadrun.preprocessing import Preprocessing
+from vadrun.preprocessing import STYLES, Preprocessing
 from vadrun.sampling import Sampling
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -59,6 +59,7 @@ class BuildOptions:
     mirror: bool | None = None
     crop: str = "center"
     sampling: Sampling | None = None
+    preprocessing: str | None = None  # of vadrun.preprocessing.STYLES
     probe: Sequence[Path] = ()
     force: bool = False
     limits: certificate.Changes | None = None
@@ -102,9 +103,9 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         raise UserError(
             f"{options.checkpoint} is an ablation ({_named(config.design)}): train the whole model to build a bundle"
         )
-    preprocessing = Preprocessing.for_size(
-        config.clip.image_size, crop=options.crop, mirror=_mirror(options, model.mirrored)
-    )
+    preprocessing = _preprocessing(options, config.clip.image_size, model.feature_settings, model.mirrored)
+    if ranges is not None:
+        _check_frames(ranges, preprocessing, options)
     sampling = _sampling(options, model.feature_settings, preprocessing)
     if options.probe:
         say(f"reading probe frames of {len(options.probe)} video{'s' if len(options.probe) > 1 else ''}")
@@ -215,6 +216,20 @@ def _mirror(options: BuildOptions, trained: bool | None) -> bool:
     return options.dataset is not None and get_preset(options.dataset).mirrored
 
 
+def _preprocessing(
+    options: BuildOptions, size: int, trained: Mapping[str, Any] | None, mirrored: bool | None
+) -> Preprocessing:
+    """What was asked for, or else what the checkpoint was trained on, or else the default."""
+    made = Preprocessing.for_size(
+        size, crop=options.crop, mirror=_mirror(options, mirrored), style=options.preprocessing or "default"
+    )
+    known = None if trained is None else trained.get("preprocessing")
+    if options.preprocessing is None and isinstance(known, Mapping):
+        kept = {key: str(known[key]) for key in STYLES["default"] if key in known}
+        return replace(made, **kept)
+    return made
+
+
 def _sampling(options: BuildOptions, trained: Mapping[str, Any] | None, preprocessing: Preprocessing) -> Sampling:
     """What was asked for, or else what the checkpoint was trained on, or else the reference's."""
     if trained is None:
@@ -248,6 +263,17 @@ def _ranges(options: BuildOptions) -> Ranges | None:
             "this one"
         )
     return ranges
+
+
+def _check_frames(ranges: Ranges, preprocessing: Preprocessing, options: BuildOptions) -> None:
+    """Refuse ranges whose frames were made otherwise than the bundle makes them; crop and mirror change no range."""
+    made = ranges.origin.get("preprocessing")
+    wanted = image_settings(preprocessing)
+    if not isinstance(made, Mapping) or any(made.get(key) != value for key, value in wanted.items()):
+        raise UserError(
+            f"{options.ranges} was made with a bundle of another preprocessing than {json.dumps(wanted)}: make ranges "
+            "with a bundle that was built with the same --preprocessing"
+        )
 
 
 def _visual(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

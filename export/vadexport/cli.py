@@ -73,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SEC",
         help="cut snippets by time, for cameras of any rate (default: as the model was trained, else every 16 frames)",
     )
+    v.add_argument(
+        "--preprocessing",
+        metavar="STYLE",
+        help="default, or reference: pixels as OpenCV makes them (no antialiasing, BT.601), for models trained on the "
+        "authors' features (default: as the model was trained, else default)",
+    )
     v.add_argument("--crop", default="center", metavar="WHERE", help="center, top-left, ... (default center)")
     v.add_argument(
         "--mirror",
@@ -208,6 +214,7 @@ def _build(arguments: argparse.Namespace) -> int:
         clip_model=arguments.clip_model,
         mirror=arguments.mirror,
         crop=arguments.crop,
+        preprocessing=arguments.preprocessing,
         sampling=sampling,
         probe=arguments.probe,
         force=arguments.force,

@@ -86,6 +86,7 @@ class Backlog:
         faults: how many faults have been met so far, in the container or while decoding.
         ahead: where ``packets`` come from, if some of them are decoded ahead.
         base: seconds of one tick of the timestamps.
+        missing: is told where pictures are missing that others may be predicted from.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Backlog:
         faults: Callable[[], int],
         ahead: Ahead | None = None,
         base: float = 1.0,
+        missing: Callable[[], None] = lambda: None,
     ) -> None:
-        self._ahead = ahead
+        self._ahead, self._missing = ahead, missing
         self._passed = 0  # pictures that never went through the decoder
         self._packets, self._units = packets, units
         self._decode, self._skip, self._flush, self._faults = decode, skip, flush, faults
@@ -236,9 +238,9 @@ class Backlog:
     def _take(self, packet: Packet) -> None:
         """Put a packet that was read in its place."""
         self._odd = packet
-        unit = self._units.read(packet)
+        unit = self._read_unit(packet)
         pts, dts = packet.pts, packet.dts
-        if packet.is_corrupt or self._faults() > self._known or (unit is not None and unit.number.gap):
+        if packet.is_corrupt or self._faults() > self._known:
             raise Irregular
         late = pts is not None and len(self._given) > 0 and pts <= self._given[-1].pts
         fits = self._times.fits(packet) and not late
@@ -263,6 +265,12 @@ class Backlog:
         heapq.heappush(self._order, pts)
         self._waiting[pts] = picture
         self._clock = dts
+
+    def _read_unit(self, packet: Packet) -> Unit | None:
+        unit = self._units.read(packet)
+        if unit is not None and unit.number.gap:
+            self._missing()
+        return unit
 
     def _fetch(self, picture: Picture) -> av.VideoFrame:
         if self._ahead is not None and picture.pts not in self._ready:
@@ -393,10 +401,10 @@ class Backlog:
             if before is not None:
                 yield from self._decode(before)
             before = packet
-            if number < len(packets) or self._for_good or packet.is_corrupt:
+            if number < len(packets):
                 continue
-            unit = self._units.read(packet)
-            if unit is not None and unit.closed:
+            unit = self._read_unit(packet)
+            if unit is not None and unit.closed and not self._for_good and not packet.is_corrupt:
                 self._resume, before = packet, None
                 break
         if before is not None and not before.is_corrupt:

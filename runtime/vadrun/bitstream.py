@@ -1,7 +1,8 @@
-"""What the packets of H.264 and HEVC tell without being decoded: by the headers of their NAL units."""
+"""What packets tell without being decoded: H.264 and HEVC by the headers of NAL units, JPEG by its markers."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -109,6 +110,8 @@ class Units:
             return None
         if news:
             self._known = sets  # those of before may come back
+        if packet.is_keyframe:
+            number = number._replace(gap=False)  # recordings are joined at such pictures, too
         return Unit(kind, closed, news, referred or unread, number)
 
     def _learn(self, data: bytes, parts: Iterator[tuple[int, int]]) -> None:
@@ -168,6 +171,21 @@ def _arrays(extradata: bytes) -> Iterator[tuple[int, int]]:
             at = start + int.from_bytes(extradata[at:start], "big")
             if start < at <= len(extradata):
                 yield start, at
+
+
+# Markers that cannot come up within a picture's coded data (ITU-T T.81, table B.1).
+_NO_MARKER = re.compile(rb"\xff[\x01-\xc3\xc5-\xcf\xd8\xdc\xde\xdf\xf0-\xfd]")
+
+
+def jpeg_is_broken(packet: av.Packet[Any]) -> bool:
+    """Whether a JPEG picture is certainly damaged. Its decoder shows what is left of it and tells nobody.
+
+    A packet without coded data gives no picture, which shows elsewhere.
+    """
+    data = bytes(packet)
+    scan = data.find(b"\xff\xda")
+    end = data.find(b"\xff\xd9", scan + 2)
+    return scan >= 0 and _NO_MARKER.search(data, scan + 2, end if end >= 0 else len(data)) is not None
 
 
 def _has_extradata(packet: av.Packet[Any]) -> bool:

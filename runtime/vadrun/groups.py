@@ -74,6 +74,9 @@ class Worker(Generic[T]):
 
     def __init__(self, context: VideoCodecContext, make: Callable[[av.VideoFrame], T]) -> None:
         context.thread_count = 1
+        if context.name == "hevc":
+            # Its decoder shows what an earlier picture left where it meets damage, and says so to nobody but with this.
+            context.options = {"err_detect": "explode"}
         self._context, self._make = context, make
         self._heard = 0  # news
         self._shown = 0  # display time of the last picture that came out
@@ -240,7 +243,6 @@ class Splitter:
         self._unreferred: set[int] = set()
         self._succession = Succession()
         self._numbers: dict[int, int | None] = {}  # order counts of the pictures, by display time
-        self._gap = False
 
     def push(self, packet: Packet) -> Group | None:
         """The group that ends before this packet, the next in the order of decoding.
@@ -249,12 +251,14 @@ class Splitter:
             Irregular: it does not fit.
         """
         unit = self._units.read(packet)
-        if unit is None or packet.pts is None or packet.is_discard or packet.is_corrupt or not self._order.fits(packet):
+        if unit is None or packet.pts is None or packet.is_discard or packet.is_corrupt:
+            raise Irregular
+        if unit.number.gap or not self._order.fits(packet):
             raise Irregular
         ended = None
         if unit.closed:
             ended = self.finish()
-            self._packets, self._size, self._unreferred, self._numbers, self._gap = [], 0, set(), {}, False
+            self._packets, self._size, self._unreferred, self._numbers = [], 0, set(), {}
             if unit.news:
                 self._news.append(packet)
             if len(self._news) > _MOST_NEWS:
@@ -264,7 +268,6 @@ class Splitter:
         self._packets.append(packet)
         self._size += packet.size
         self._numbers[packet.pts] = unit.number.order
-        self._gap |= unit.number.gap
         if not unit.referred:
             self._unreferred.add(packet.pts)
         return ended
@@ -294,7 +297,7 @@ class Splitter:
         spare = self._unreferred - wanted - {packet.pts for packet in packets[:tried] if packet.pts is not None}
         orders = [self._numbers[pts] for pts in times]
         direct = [self._succession.follows(before, order) for before, order in pairwise(orders)]
-        if self._gap or not all(direct):
+        if not all(direct):
             # Pictures are missing, or shown in another order than that of their times: the decoder will tell.
             decoded, spare = packets, set()
         self._before, self._latest = self._before + len(times), times[-1]

@@ -148,12 +148,12 @@ def _flush() -> None:
             stream.flush()
 
 
-def join(threads: Sequence[threading.Thread], patience: float = PATIENCE) -> bool:
+def join(threads: Sequence[threading.Thread], patience: float | None = None) -> bool:
     """Wait for threads that have been told to stop, but not for ever; False if some are left behind.
 
     One that hangs in a read cannot be ended. It is a daemon, and holds nothing that is written.
     """
-    until = time.monotonic() + patience
+    until = time.monotonic() + (PATIENCE if patience is None else patience)
     for thread in threads:
         thread.join(max(until - time.monotonic(), 0.0))
     left = [thread for thread in threads if thread.is_alive()]

@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 
 from vadrun.calibration import Calibration
 from vadrun.engine import Engine
-from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.feeding import Encoded, Holding, features_of, images_of
 from vadrun.gate import GateRule
 from vadrun.interrupts import join
-from vadrun.pipeline import Scorer, VideoResult
+from vadrun.pipeline import Scorer, VideoResult, as_outcome
 from vadrun.scoring import Scores
 from vadrun.timeline import Seen
 from vadrun.video import Shown, Snippet, Video
@@ -317,9 +316,8 @@ class _Live:
 
     def _end(self, number: int, end: _End) -> None:
         self._left -= 1
-        if end.error is not None and not isinstance(end.error, UserError):
-            raise end.error
-        self.cameras[number].failure = None if end.error is None else str(end.error)
+        camera = self.cameras[number]
+        camera.failure = None if end.error is None else str(as_outcome(camera.source, end.error))
         if number in self._watched:
             self._watched[number].result.damage = end.damage
             self._watched[number].result.note = end.note

@@ -207,7 +207,7 @@ def run_videos(
             if isinstance(step, Failed):
                 open_.pop(number, None)
                 if number not in reader.left:
-                    yield number, _as_outcome(paths[number], step.error)
+                    yield number, as_outcome(paths[number], step.error)
                 continue
             if number not in open_:
                 continue  # nobody wants it any more
@@ -236,8 +236,14 @@ def run_videos(
         reader.stop()
 
 
-def _as_outcome(path: Path, error: BaseException) -> UserError:
-    """What is wrong with a video, or with us: one that cannot be read must not cost the others."""
+def as_outcome(path: Path, error: BaseException) -> UserError:
+    """What a run says of an error in reading a video: one that cannot be read must not cost the others.
+
+    A :class:`NoMemory` or :class:`InternalError` has the error as its cause.
+
+    Raises:
+        BaseException: the error itself, if it is no :class:`Exception`.
+    """
     if isinstance(error, UserError) and not isinstance(error, NoMemory):
         return error
     outcome: UserError

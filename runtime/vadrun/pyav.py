@@ -25,7 +25,11 @@ _TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {
 
 
 def open_input(url: str, **options: Any) -> InputContainer:
-    """Open a file to read, whatever the encoding of its tags.
+    """Open a file to read, whatever the encoding of its tags, with FFmpeg's log silent.
+
+    FFmpeg's log is turned off, which is how PyAV begins: torchvision turns it on when it is imported (0.18, for one). A
+    thread of a decoder that logs then waits for Python's lock, and whoever closes the decoder has it and waits for
+    that thread. PyAV up to 16 waits even for messages that it does not show.
 
     Args:
         url: a path, or one with a protocol: ``file:video.mp4``.
@@ -34,6 +38,8 @@ def open_input(url: str, **options: Any) -> InputContainer:
     Raises:
         av.FFmpegError: FFmpeg cannot open it.
     """
+    if av.logging.get_level() is not None:
+        av.logging.set_level(None)
     container: InputContainer = av.open(url, "r", **options, **_TAGS)
     return container
 

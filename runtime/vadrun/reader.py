@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from vadrun.ahead import Ahead
 from vadrun.backlog import CODECS, Backlog, Picture
-from vadrun.bitstream import Units
+from vadrun.bitstream import Unit, Units, jpeg_is_broken
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
 from vadrun.errors import of_the_machine
 from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
@@ -69,8 +69,7 @@ class Reader:
             self.container.close()
             raise
         self._owed = Owed(self._codec if self.decoder.name == SOFTWARE else "")
-        # What may be left out H.264's decoder knows by itself.
-        self._headers = self._units() if self._codec == "hevc" else None
+        self._headers = self._units() if self.decoder.name == SOFTWARE and self._codec in CODECS else None
         # AVI has no display times to tell the order from; hardware decodes everything.
         if self._codec == "h264":
             skips = self.decoder.name == SOFTWARE and self.container.format.name != "avi"
@@ -173,6 +172,7 @@ class Reader:
             faults=lambda: self.faults.count,
             ahead=self._ahead,
             base=float(self.stream.time_base or 1),
+            missing=lambda: self._fault("missing"),
         )
         return self._held_back(self.backlog)
 
@@ -274,9 +274,14 @@ class Reader:
     def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame | Skipped]:
         if packet is not None and packet.is_corrupt:
             self._fault("incomplete")
+        unit: Unit | None = None
+        if packet is not None and self._headers is not None and self.backlog is None:
+            unit = self._headers.read(packet)
+            if unit is not None and unit.number.gap:
+                self._fault("missing")
         skips = False
         if packet is not None and self.skipper is not None:
-            skips = self._skips(packet, self.skipper)
+            skips = self._skips(packet, unit, self.skipper)
             # The decoder takes this with the packet, for whichever of its threads gets it.
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
         # On demand, a picture that does not come out is looked for again before it is counted.
@@ -292,6 +297,8 @@ class Reader:
                 self._owed.failed(packet)
             self._fault("undecoded")
             return
+        if packet is not None and self._codec == "mjpeg" and jpeg_is_broken(packet):
+            self._fault("patched")
         for frame in frames:
             self._owed.came(frame)
         if counts and packet is None:
@@ -304,11 +311,10 @@ class Reader:
                 yield from self.skipper.placed(frame)
             yield frame
 
-    def _skips(self, packet: av.Packet[VideoStream], skipper: Skipper) -> bool:
+    def _skips(self, packet: av.Packet[VideoStream], unit: Unit | None, skipper: Skipper) -> bool:
         """Whether the decoder leaves out this packet's picture if it is marked as one that no other depends on."""
-        if self._headers is None:
-            return skipper.skips(packet)
-        unit = self._headers.read(packet)
+        if self._codec == "h264":
+            return skipper.skips(packet)  # its decoder knows by itself what may be left out
         if unit is None:
             skipper.doubt()
         return skipper.skips(packet, unit is not None and not unit.referred)

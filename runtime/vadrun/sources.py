@@ -23,6 +23,9 @@ from vadrun.pyav import fraction, open_input
 from vadrun.unscored import other_recordings, other_streams, stream_name
 from vadrun.wholeness import what_is_missing
 
+MOST_PIXELS = 40_000_000
+"""Of a picture that is decoded: 8192x4320 and some more. A file of a few bytes may claim any size, and a decoder takes
+memory for several pictures at once."""
 _NOMINAL_RATE = 25.0  # frames per second, where a stream says nothing
 
 
@@ -97,7 +100,8 @@ def pick_stream(container: InputContainer, path: Path, number: int | None = None
     """The video stream with FFmpeg's ``number``, or the main one; cover pictures do not count.
 
     Raises:
-        UserError: there is no such stream, no video stream at all, or FFmpeg cannot decode it.
+        UserError: there is no such stream, no video stream at all, FFmpeg cannot decode it, or its picture has more
+            than :data:`MOST_PIXELS` pixels.
     """
     streams = _video_streams(container)
     if not streams:
@@ -112,6 +116,13 @@ def pick_stream(container: InputContainer, path: Path, number: int | None = None
         raise UserError(f"{path} has no video stream {number}: its video is {names}; name one of these to --stream")
     if stream.codec_context is None:
         raise UserError(f"{path} is in a video codec that this FFmpeg cannot decode: convert it to H.264")
+    context = stream.codec_context
+    if context.width * context.height > MOST_PIXELS:
+        raise UserError(
+            f"{path} has a picture of {context.width}x{context.height}, and more than {MOST_PIXELS // 10**6} million "
+            "pixels are not decoded: scale it down, or check the file"
+        )
+    context.options = {"max_pixels": str(MOST_PIXELS)}  # also if it grows later in the file
     return stream
 
 

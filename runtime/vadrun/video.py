@@ -221,6 +221,7 @@ class Video:
         One that is alone in being much later than those around it is wrong, and left out. To see that, a frame behind a
         pause waits for the next one.
         """
+        begun = not self._anew
         pauses = Pauses()
         last: float | None = None
         late: tuple[Place, float] | None = None
@@ -228,6 +229,11 @@ class Video:
             stamp = self._reader.timestamp(frame)
             if stamp is not None:
                 stamp -= self.info.start
+            if not begun and stamp is not None and stamp < 0:
+                # A decoder that has met later parameter sets can do more than one that reads on from the beginning.
+                self._reader.faults.note("lost", 0.0)
+                continue
+            begun = True
             if late is not None:
                 assert last is not None
                 alone = stamp is not None and last < stamp < min(last + LONGEST_PAUSE, late[1])

@@ -203,6 +203,7 @@ _FAULTS = {
     "incomplete": ("packet is incomplete", "packets are incomplete"),
     "undecoded": ("packet could not be decoded", "packets could not be decoded"),
     "patched": ("picture has errors", "pictures have errors"),
+    "missing": ("place where pictures are missing", "places where pictures are missing"),
     "lost": ("picture was dropped by the decoder", "pictures were dropped by the decoder"),
     "broken": ("place of its container could not be read", "places of its container could not be read"),
 }

@@ -78,15 +78,9 @@ def test_configuration_beside_the_weights(tmp_path: Path) -> None:
         (model_config(quick_gelu="yes"), "quick_gelu is 'yes'"),
         (model_config(embed_dim="64"), "has no embed_dim"),
         (model_config(multimodal_cfg={"layers": 2}), "has the setting 'multimodal_cfg'"),
-        (
-            model_config(vision_cfg={**model_config()["vision_cfg"], "no_ln_pre": True}),
-            "the setting 'no_ln_pre' (true)",
-        ),
-        (
-            model_config(vision_cfg={**model_config()["vision_cfg"], "width": 10**30}),
-            "clip.vision_width is a number of",
-        ),
-        (model_config(text_cfg={**model_config()["text_cfg"], "heads": 3}), "is not a multiple of clip.text_heads 3"),
+        (model_config(vision_cfg={"no_ln_pre": True}), "the setting 'no_ln_pre' (true)"),
+        (model_config(vision_cfg={"width": 10**30}), "clip.vision_width is a number of"),
+        (model_config(text_cfg={"heads": 3}), "is not a multiple of clip.text_heads 3"),
         (model_config(text_cfg={"hf_model_name": "roberta-base"}), "'hf_model_name' ('roberta-base')"),
         (model_config(vision_cfg={"image_size": [224, 448]}), "clip.image_size is a list of 2"),
         ({"model_cfg": model_config(), "preprocess_cfg": {"std": [0.5, 0.5, 0.5]}}, "another std than OpenAI's CLIP"),

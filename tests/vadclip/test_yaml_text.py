@@ -1,5 +1,5 @@
-import itertools
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,10 @@ from vadrun.schema import Where
 WHERE = Where("classes.yaml", "write it again")
 LEVELS = "abcdefghi"
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in itertools.pairwise(LEVELS)
+    f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in pairwise(LEVELS)
 )
 MERGES = "a: &a {x: 1}\n" + "".join(
-    f"{name}: &{name} {{<<: [{','.join(['*' + before] * 10)}]}}\n" for before, name in itertools.pairwise(LEVELS)
+    f"{name}: &{name} {{<<: [{','.join(['*' + before] * 10)}]}}\n" for before, name in pairwise(LEVELS)
 )
 
 

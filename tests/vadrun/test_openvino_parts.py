@@ -86,6 +86,7 @@ def network(between: Callable[[Any], Any], named: bool = False) -> Any:
 def test_linears_with_something_else_in_between_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_parts, "MOST_BYTES", 8 * 64 * 2)
     assert in_parts(network(op.sigmoid), 2) == 2
+    assert in_parts(network(lambda hidden: op.erf(op.divide(hidden, op.constant(np.float32(1.4))))), 2) == 2
     assert in_parts(network(op.sigmoid, named=True), 2) == 0  # its output has a name that somebody asks for
     assert in_parts(network(lambda hidden: op.softmax(hidden, 1)), 2) == 0  # a unit's value depends on the others
     other = op.constant(np.ones((128, 128), np.float32))

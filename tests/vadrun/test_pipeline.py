@@ -124,6 +124,27 @@ def test_progress_is_told_in_seconds(engine: Engine, clip: Path) -> None:
     assert told == sorted(told)
 
 
+@pytest.mark.parametrize("gate", [None, GateRule(shadow=True)], ids=["plain", "gate"])
+def test_a_pause_is_not_scored(engine: Engine, tmp_path: Path, gate: GateRule | None) -> None:
+    """Two pieces of four seconds, forty minutes apart; the pause begins within a snippet."""
+    times = [index / 25 for index in range(100)] + [2400 + index / 25 for index in range(100)]
+    path = clips.write_clip(tmp_path / "clip.mp4", 200, times=times, options={"g": "20"})
+    rows = Rows()
+    result = run_video(engine, path, EventRule(threshold=1e-6, min_length=0, merge_gap=2), rows, gate=gate)
+    assert [(event.start, event.end) for event in result.events] == [
+        (0.0, pytest.approx(3.84, abs=0.01)),
+        (pytest.approx(2400.0), pytest.approx(2403.84, abs=0.01)),
+    ]
+    assert result.snippets == 12 and result.seconds == pytest.approx(12 * 0.64, abs=0.02)
+    assert result.end == pytest.approx(2403.84, abs=0.01) and result.seen.seconds == pytest.approx(8.0, abs=0.1)
+    document = result.to_json(engine, EventRule(), {})
+    assert document["seconds"] == round(result.seconds, 3) and document["clock_set_back"] == 0
+    (gap,) = document["gaps"]
+    assert (gap["start"], gap["end"]) == (pytest.approx(4.0, abs=0.05), 2400.0)
+    assert document["gaps_total"] == {"count": 1, "seconds": gap["seconds"]}
+    assert "the recording pauses once (from 4.0 s to 2,400.0 s)" in document["note"] and document["damage"] is None
+
+
 def test_an_error_in_the_sink_ends_the_reader(engine: Engine, clip: Path) -> None:
     class Full(Rows):
         def snippet(self, index: int, start: float, end: float, anomaly: float, classes: Any) -> None:

@@ -42,3 +42,14 @@ def test_what_is_not_known_is_none(numerator: int, denominator: int) -> None:
 
 def test_the_newest_pyav_needs_no_argument_for_tags() -> None:
     assert bool(pyav._TAGS) == (int(av.__version__.split(".")[0]) < 19)
+
+
+def test_the_log_is_turned_off(tmp_path: Path) -> None:
+    """As torchvision leaves it; threads that log while their decoder is closed would wait for ever."""
+    path = write_clip(tmp_path / "clip.mp4")
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with Video(path):
+            assert av.logging.get_level() is None
+    finally:
+        av.logging.set_level(None)

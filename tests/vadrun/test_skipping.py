@@ -88,6 +88,17 @@ def test_short_videos(tmp_path: Path) -> None:
         same(clips.write_clip(tmp_path / f"{frames}.mp4", frames, options=WAYS["b-frames"]), "skipping")
 
 
+@pytest.mark.parametrize("frames", [2, 7, 15])
+def test_all_of_a_short_video_can_be_looked_at(tmp_path: Path, frames: int) -> None:
+    """Nothing of a first snippet is skipped, so it need not be read twice when it is the only one."""
+    path = clips.write_clip(tmp_path / "clip.mp4", frames, options=WAYS["b-frames"])
+    with Video(path) as video:
+        video.looks_ahead = False
+        first = video._reader
+        (snippet,) = video.snippets(Sampling(), SMALL)
+        assert snippet.short and video._reader is first
+
+
 def test_variable_rates(tmp_path: Path) -> None:
     times = np.cumsum(np.random.default_rng(5).uniform(0.02, 0.2, 80)).round(3)
     same(clips.write_clip(tmp_path / "clip.mkv", 80, times=list(times), options=WAYS["b-frames"]), "skipping")

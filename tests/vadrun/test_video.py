@@ -175,6 +175,35 @@ def test_rotated_videos_stand_upright(tmp_path: Path, degrees: int) -> None:
     assert np.abs(snippet.images.astype(int) - upright.images).mean() < 3
 
 
+def grown(path: Path, first: int) -> Path:
+    """An MJPEG clip whose pictures claim 6400x6400 from the one with number ``first`` on (SOF0; ITU-T T.81, B.2.2)."""
+    clip = write_clip(path, 20, codec="mjpeg", pixel_format="yuvj420p", size=(320, 300))
+    data = bytearray(clip.read_bytes())
+    at = -1
+    for number in range(20):
+        at = data.index(b"\xff\xc0\x00\x11", at + 1)
+        if number >= first:
+            data[at + 5 : at + 9] = (6400).to_bytes(2, "big") * 2
+    if first == 0:  # Matroska's PixelWidth and PixelHeight claim it, too
+        sizes = b"\xb0\x82" + (320).to_bytes(2, "big") + b"\xba\x82" + (300).to_bytes(2, "big")
+        assert sizes in data
+        data = data.replace(sizes, b"\xb0\x82\x19\x00\xba\x82\x19\x00")
+    path.write_bytes(data)
+    return path
+
+
+def test_a_huge_picture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has a picture of 6400x6400, and more than 40 million pixels are not decoded"):
+        Video(grown(tmp_path / "huge.mkv", 0))
+
+
+def test_a_picture_that_becomes_huge_is_damage(tmp_path: Path) -> None:
+    with Video(grown(tmp_path / "grows.avi", 10)) as video:
+        sizes = {frame.width for frame, _, _ in video.frames()}
+        assert sizes == {320}
+        assert "10 packets could not be decoded" in str(video.damage)
+
+
 # A display matrix (a, b, c, d), and what it does to the stored picture: as cameras that hang upside down or look
 # into a mirror write it.
 MATRICES: dict[tuple[int, int, int, int], Callable[[Image], Image]] = {
