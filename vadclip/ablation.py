@@ -11,6 +11,7 @@ from typing import Any
 
 from vadclip.config import Design
 from vadclip.evaluation import Evaluation
+from vadclip.metrics import MODES
 from vadrun.console import table
 from vadrun.errors import UserError
 from vadrun.files import write_csv, write_json, write_text
@@ -45,13 +46,17 @@ TABLES: Mapping[int, Mapping[str, Design]] = {
 }
 """Table number -> row -> what is trained for it. The whole model has a row in each."""
 
-FIGURES = ("AUC", "AP", "AVG")
-"""Frame AUC and AP of the reported branch, and detection mAP averaged over IoU 0.1 to 0.5 (``abnormal-only``), in %."""
+FIGURES = ("AUC", "AP", *(f"AVG {mode}" for mode in MODES))
+"""Frame AUC and AP of the reported branch, and detection mAP averaged over IoU 0.1 to 0.5 in each mode, in percent."""
+NOTE = (
+    "AUC and AP are of the branch that is named; AVG is the mean detection mAP over IoU 0.1 to 0.5, which the A-branch "
+    "(alignment) gives: paper with the released arithmetic, abnormal-only over the abnormal classes of the list."
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its figures in percent for each seed.
+    """A row of a table: its figures in percent for each seed, and the branch that AUC and AP are of.
 
     AVG is None where the truth has no classes, and where the A-branch, which tells them, is not trained.
     """
@@ -60,6 +65,7 @@ class Row:
     name: str
     design: Design
     seeds: tuple[int, ...]
+    branch: str
     figures: Mapping[str, tuple[float | None, ...]]
 
 
@@ -109,8 +115,8 @@ def ablate(
     designs = list(dict.fromkeys(design for _, _, design in rows))
     asked = {(number, name) for number, name, _ in rows}
     earlier, same = _earlier(out, origin)
-    if earlier and not same:
-        say("the tables that are there were made with another recipe or other lists: their rows are left out")
+    if not same:
+        say("the tables that are there were made with another recipe, lists or figures: their rows are left out")
         earlier = []
     found: dict[Design, list[Evaluation]] = {}
     finished = [row for row in earlier if (row.table, row.name) not in asked]
@@ -118,9 +124,9 @@ def ablate(
         name = run_name(design)
         say(f"[{number}/{len(designs)}] {name}")
         found[design] = [train_one(design, seed, out / "runs" / name / f"seed-{seed}") for seed in seeds]
-        figures = _figures(found[design], design)
+        figures, branch = _figures(found[design], design), found[design][0].branch
         finished += [
-            Row(table_number, name, design, tuple(seeds), figures)
+            Row(table_number, name, design, tuple(seeds), branch, figures)
             for table_number, name, other in rows
             if other == design
         ]
@@ -142,7 +148,7 @@ def _earlier(out: Path, origin: Mapping[str, Any]) -> tuple[list[Row], bool]:
     advice = "remove it, or name another folder"
     try:
         content = load_json(path, Record({}, {"rows": List(Record(others=Anything()))}, Anything()), advice)
-        if "origin" not in content:
+        if "origin" not in content or any(set(row["figures"]) != set(FIGURES) for row in content["rows"]):
             return [], False
         rows = [
             Row(
@@ -150,6 +156,7 @@ def _earlier(out: Path, origin: Mapping[str, Any]) -> tuple[list[Row], bool]:
                 row["row"],
                 TABLES[row["table"]][row["row"]],
                 tuple(row["seeds"]),
+                row["branch"],
                 {name: tuple(row["figures"][name]) for name in FIGURES},
             )
             for row in content["rows"]
@@ -163,22 +170,27 @@ def report(rows: Sequence[Row]) -> str:
     """The tables as text: means over the seeds, with the standard deviation where there are several."""
     parts = []
     for number in dict.fromkeys(row.table for row in rows):
-        cells = [[row.name, *(_cell(row.figures[name]) for name in FIGURES)] for row in rows if row.table == number]
-        parts += [f"Table {number}, in percent", table(["row", *FIGURES], cells, right=(1, 2, 3)), ""]
-    return "\n".join(parts).rstrip()
+        cells = [
+            [row.name, row.branch, *(_cell(row.figures[name]) for name in FIGURES)]
+            for row in rows
+            if row.table == number
+        ]
+        header = ["row", "branch", *FIGURES]
+        parts += [f"Table {number}, in percent", table(header, cells, right=range(2, len(header))), ""]
+    return "\n".join([*parts, NOTE])
 
 
 def _figures(evaluations: Sequence[Evaluation], design: Design) -> dict[str, tuple[float | None, ...]]:
-    def detection(evaluation: Evaluation) -> float | None:
+    def detection(evaluation: Evaluation, mode: str) -> float | None:
         if design.branches == "confidence":
             return None
-        return evaluation.detection["abnormal-only"].avg if evaluation.detection else None
+        return evaluation.detection[mode].avg if evaluation.detection else None
 
     frames = [evaluation.frames[evaluation.branch] for evaluation in evaluations]
     return {
         "AUC": tuple(100 * one.auc for one in frames),
         "AP": tuple(100 * one.ap for one in frames),
-        "AVG": tuple(detection(evaluation) for evaluation in evaluations),
+        **{f"AVG {mode}": tuple(detection(evaluation, mode) for evaluation in evaluations) for mode in MODES},
     }
 
 
@@ -196,29 +208,30 @@ def _write(out: Path, rows: Sequence[Row], origin: Mapping[str, Any]) -> None:
             "row": row.name,
             "design": vars(row.design),
             "seeds": list(row.seeds),
+            "branch": row.branch,
             "figures": dict(row.figures),
         }
         for row in rows
     ]
     write_json(out / "ablation.json", {"origin": dict(origin), "rows": plain})
-    cells: list[list[object]] = [["table", "row", "seed", *FIGURES]]
+    cells: list[list[object]] = [["table", "row", "seed", "branch", *FIGURES]]
     for row in rows:
         for index, seed in enumerate(row.seeds):
             values = (row.figures[name][index] for name in FIGURES)
-            cells.append([row.table, row.name, seed, *("" if v is None else f"{v:.4f}" for v in values)])
+            cells.append([row.table, row.name, seed, row.branch, *("" if v is None else f"{v:.4f}" for v in values)])
     write_csv(out / "ablation.csv", cells)
     lines = []
     for number in dict.fromkeys(row.table for row in rows):
         lines += [
             f"Table {number} of the paper, in percent",
             "",
-            f"| row | {' | '.join(FIGURES)} |",
-            "|---|---|---|---|",
+            f"| row | branch | {' | '.join(FIGURES)} |",
+            f"|---|---|{'---|' * len(FIGURES)}",
         ]
         lines += [
-            f"| {row.name} | {' | '.join(_cell(row.figures[name]) for name in FIGURES)} |"
+            f"| {row.name} | {row.branch} | {' | '.join(_cell(row.figures[name]) for name in FIGURES)} |"
             for row in rows
             if row.table == number
         ]
         lines.append("")
-    write_text(out / "ablation.md", "\n".join(lines))
+    write_text(out / "ablation.md", "\n".join([*lines, NOTE, ""]))

@@ -18,7 +18,7 @@ from vadclip.clip import assembled, clip_config, clip_sizes, count_blocks, pretr
 from vadclip.clip_models import CHOICES, KnownClip, clip_beside, known_clip
 from vadclip.config import ClipConfig, ModelConfig
 from vadclip.model import VadCLIP
-from vadclip.presets import PRESETS, Anomaly, Preset, check_labels, get_preset
+from vadclip.presets import PRESETS, Anomaly, Preset, annotation_names, check_labels, get_preset
 from vadclip.weights import (
     WeightsFile,
     check_finite,
@@ -29,13 +29,15 @@ from vadclip.weights import (
     write_weights,
 )
 from vadrun.errors import UserError
-from vadrun.schema import Where, parse_json
+from vadrun.schema import SHA256, List, Record, Text, Where, parse_json, validate
 
 __all__ = ["checkpoint_sha256", "load_checkpoint", "load_clip", "save_checkpoint", "save_clip"]
 
 _FORMAT = "vadclip"
 _CLIP_FORMAT = "vadclip-clip"  # of a CLIP alone
 _CLIP = "clipmodel."
+_NAMES = Record({"annotation_names": List(Text(1, 200), 2, 10_000, unique=True)})
+_STARTED = Record({"name": Text(1, 1000), "sha256": SHA256})
 _TOKENS = _CLIP + "token_embedding.weight"
 _VOCABULARY = 49408  # of OpenAI's tokenizer
 _MOST_ROWS = 7 * _VOCABULARY  # characters that the numbers of all rows take
@@ -87,6 +89,7 @@ def load_checkpoint(
     """
     path = Path(path)
     preset = dataset if dataset is None or isinstance(dataset, Preset) else get_preset(dataset)
+    names = None if preset is None else {label: name for name, label in preset.classes.items()}
     file = read_weights(path)
     saved = _saved(file)
     weights = file.weights
@@ -138,6 +141,10 @@ def load_checkpoint(
     model.load_state_dict(weights, strict=True, assign=True)
     if saved is not None:
         model.feature_settings, model.mirrored = saved.feature_settings, saved.mirrored
+        model.started_from = saved.started_from
+        if saved.annotation_names is not None:
+            names = dict(zip(saved.config.labels, saved.annotation_names, strict=True))
+    model.annotation_names = annotation_names(config.labels, names)
     return model.eval()
 
 
@@ -184,6 +191,30 @@ def load_clip(path: str | Path, clip_model: str | None = None) -> nn.Module:
     return assembled(path, inner, config, embed_dim)
 
 
+def load_head(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
+    """The weights of a VadCLIP checkpoint without its CLIP, float32, and its configuration if the file holds one.
+
+    Raises:
+        UserError: the file cannot be used, or is no VadCLIP checkpoint.
+    """
+    path = Path(path)
+    file = read_weights(path)
+    saved = _saved(file)
+    _check_head(path, file.weights)
+    head = {key: value.to(torch.float32) for key, value in file.weights.items() if not key.startswith(_CLIP)}
+    check_finite(path, head)
+    return head, None if saved is None else saved.config
+
+
+def holds_clip(path: str | Path) -> bool:
+    """Whether a checkpoint holds a CLIP beside its head.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    return any(key.startswith(_CLIP) for key in read_weights(Path(path)).weights)
+
+
 def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) -> None:
     """Write a model as ``.safetensors`` with its configuration, whole or not at all.
 
@@ -201,6 +232,10 @@ def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) 
         metadata["features"] = json.dumps(model.feature_settings)
     if model.mirrored is not None:
         metadata["mirrored"] = json.dumps(model.mirrored)
+    if model.annotation_names is not None:
+        metadata["annotation_names"] = json.dumps(model.annotation_names)
+    if model.started_from is not None:
+        metadata["started_from"] = json.dumps(dict(model.started_from))
     if compact:
         embedding = weights[_TOKENS]
         rows = embedding.any(dim=1).nonzero().flatten()
@@ -229,6 +264,8 @@ class _Saved:
     config: ModelConfig
     feature_settings: dict[str, Any] | None
     mirrored: bool | None
+    annotation_names: tuple[str, ...] | None
+    started_from: dict[str, str] | None
 
 
 def _saved(file: WeightsFile) -> _Saved | None:
@@ -241,7 +278,7 @@ def _saved(file: WeightsFile) -> _Saved | None:
         config = ModelConfig.from_json(metadata.get("config", ""))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    settings = mirrored = None
+    settings = mirrored = names = started = None
     if "features" in metadata:
         settings = parse_json(metadata["features"], where)
         if not isinstance(settings, dict):
@@ -250,9 +287,20 @@ def _saved(file: WeightsFile) -> _Saved | None:
         mirrored = parse_json(metadata["mirrored"], where)
         if not isinstance(mirrored, bool):
             raise where.error("its entry 'mirrored' is not true or false")
+    if "annotation_names" in metadata:
+        names = _names(parse_json(metadata["annotation_names"], where), config, where)
+    if "started_from" in metadata:
+        started = validate(parse_json(metadata["started_from"], where), _STARTED, where)
     if _TOKENS in metadata:
         file.weights[_TOKENS] = _with_zero_rows(where, file.weights.get(_TOKENS), metadata[_TOKENS], config.clip)
-    return _Saved(config, settings, mirrored)
+    return _Saved(config, settings, mirrored, names, started)
+
+
+def _names(value: object, config: ModelConfig, where: Where) -> tuple[str, ...]:
+    names = tuple(validate({"annotation_names": value}, _NAMES, where)["annotation_names"])
+    if len(names) != len(config.labels):
+        raise where.error("its annotation_names are not one for each class")
+    return names
 
 
 def _with_zero_rows(where: Where, kept: Tensor | None, numbers: str, clip: ClipConfig) -> Tensor:

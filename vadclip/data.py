@@ -55,6 +55,21 @@ def pool(features: NDArray[np.floating], positions: int) -> NDArray[np.floating]
     return means
 
 
+def check_kinds(listed: FeatureList) -> None:
+    """Refuse a list that holds videos of one kind only: training tells abnormal videos from normal ones.
+
+    Raises:
+        UserError: it has no abnormal or no normal video.
+    """
+    if listed.normal.all() or not listed.normal.any():
+        missing, there = ("abnormal", "normal") if listed.normal.all() else ("normal", "abnormal")
+        labels = ", ".join(list(dict.fromkeys(listed.labels))[:3])
+        raise UserError(
+            f"{listed.source} has no {missing} video to train on, all {len(set(listed.videos))} are {there} (label "
+            f"{labels}): training needs both kinds"
+        )
+
+
 class FeatureStore(Protocol):
     """N feature files, pooled to at most T snippets each."""
 

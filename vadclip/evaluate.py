@@ -36,10 +36,16 @@ _NO_EVENTS = (
 _NO_CLASSES = "the scores have no probability for each class; give [n,m], the normal class first"
 
 
-def classes_of(labels: Sequence[str], own: Preset | None = None) -> Preset:
+def classes_of(labels: Sequence[str], own: Preset | None = None, names: Sequence[str] | None = None) -> Preset:
     """The classes of a model with these labels: annotation names and the rest.
 
-    They are ``own``'s, or those of the data set whose released labels these are, or else the labels themselves.
+    The names are ``own``'s, or else ``names``, or else those of the data set whose released labels these are, or else
+    the labels themselves.
+
+    Args:
+        labels: of the model, normal first.
+        own: classes that the user gives.
+        names: annotation names that the model brings with it, one for each label; None where it has none.
 
     Raises:
         UserError: ``own`` has other labels.
@@ -52,9 +58,10 @@ def classes_of(labels: Sequence[str], own: Preset | None = None) -> Preset:
             )
         return own
     for preset in PRESETS.values():
-        if tuple(labels) == preset.labels:
+        if tuple(labels) == preset.labels and (names is None or tuple(names) == tuple(preset.classes)):
             return preset
-    return Preset("own", 1, 1, 1, {label: label for label in labels}, "confidence", mirrored=False)
+    classes = dict(zip(names or labels, labels, strict=True))
+    return Preset("own", 1, 1, 1, classes, "confidence", mirrored=False)
 
 
 def evaluate(scorer: Scorer, test: TestSet, progress: Progress | None = None) -> Evaluation:

@@ -54,7 +54,12 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         help="events with their classes, if not in --annotations (XD-Violence: the multi-class file)",
     )
     p.add_argument("--root", type=Path, metavar="DIR", help="where the feature files of the list lie now")
-    p.add_argument("--classes", type=Path, metavar="FILE", help="your own classes, as in training (YAML or JSON)")
+    p.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="your own classes (YAML or JSON), if the model does not hold how annotations name them",
+    )
     p.add_argument(
         "--crop",
         type=int,
@@ -155,7 +160,8 @@ def _of_model(
         backend=arguments.backend,
         threads=arguments.threads,
         device=arguments.device,
-        dataset=arguments.dataset or own,
+        # A bundle has the model's settings; classes of one's own then only say how annotations name them.
+        dataset=arguments.dataset or (None if arguments.model.is_dir() else own),
         window=arguments.window,
         heads=arguments.heads,
         anomaly=arguments.anomaly,
@@ -163,7 +169,7 @@ def _of_model(
         clip=arguments.clip,
         clip_model=arguments.clip_model,
     )
-    preset = classes_of(scorer.labels, own)
+    preset = classes_of(scorer.labels, own, scorer.annotation_names)
     listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))
     if scorer.mirrored is not None:
         preset = replace(preset, mirrored=scorer.mirrored)

@@ -38,6 +38,10 @@ class VadCLIP(nn.Module):
         """How the features that it was trained on were made (:mod:`vadclip.sidecar`); None where nothing says."""
         self.mirrored: bool | None = None
         """Whether it is tested, and so to be run, on the mirrored centre of frames; None where nothing says."""
+        self.annotation_names: tuple[str, ...] | None = None
+        """What annotation files call each class, m names in class order; None where nothing says."""
+        self.started_from: Mapping[str, str] | None = None
+        """Name and SHA-256 of the checkpoint whose weights the training started from; None for a fresh head."""
         width = config.embed_dim
         self.clipmodel: Any = build_clip(width, config.clip) if clip is None else clip
         self.frame_position_embeddings = nn.Embedding(config.positions, width)

@@ -116,6 +116,25 @@ def get_preset(name: str) -> Preset:
         raise UserError(f"unknown dataset {shown(name)}: use one of {', '.join(PRESETS)}") from None
 
 
+def annotation_names(labels: Sequence[str], known: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """What annotation files call each class, in class order.
+
+    Args:
+        labels: the m prompt labels.
+        known: label -> annotation name, of the classes whose names are known. None: those of the released data set
+            that has exactly these labels, if one has.
+
+    Returns:
+        m names: a class that is not in ``known`` is called by its label. If two classes would share a name, the labels
+        are the names.
+    """
+    if known is None:
+        released = (preset for preset in PRESETS.values() if preset.labels == tuple(labels))
+        known = next(({label: name for name, label in preset.classes.items()} for preset in released), {})
+    names = tuple(known.get(label, label) for label in labels)
+    return names if len(set(names)) == len(names) else tuple(labels)
+
+
 def check_labels(labels: Sequence[str], source: str = "labels") -> tuple[str, ...]:
     """``labels`` as a tuple with outer blanks removed, normal first.
 

@@ -1,9 +1,9 @@
-"""How to train: the released recipe and the paper's."""
+"""How to train: the released recipe, the paper's, and one for tens of videos."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vadclip.losses import CONTRASTS, Contrast
 from vadrun.errors import UserError
@@ -28,6 +28,7 @@ class Recipe:
         evaluate_every: score the model after batch 0 + this, 0 + twice this, ... of an epoch, counted from 0,
             and at the end of an epoch that had none; 0: at the end of each epoch.
         roll_back: after each epoch go on from the best weights so far; the optimizer's moments stay.
+        mixed: compute in bfloat16 on CUDA, unless another precision is asked for.
         seed: of the order of the rows and of the validation part.
 
     Raises:
@@ -47,6 +48,7 @@ class Recipe:
     one_label: bool = False
     evaluate_every: int = 0
     roll_back: bool = False
+    mixed: bool = True
     seed: int = 234
 
     def __post_init__(self) -> None:
@@ -62,15 +64,43 @@ class Recipe:
         """The learning rate in an epoch, counted from 0."""
         return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
 
+    def of_epochs(self, epochs: int) -> Recipe:
+        """This recipe stretched over another number of epochs: each milestone stays at its share of the training.
+
+        A milestone that falls into an epoch is moved to the end of it.
+
+        Example:
+            >>> RECIPES["reference"]["ucf"].of_epochs(5).milestones
+            (2, 4)
+        """
+        milestones = tuple(-(-milestone * epochs // self.epochs) for milestone in self.milestones)
+        return replace(self, epochs=epochs, milestones=milestones)
+
+    @property
+    def schedule(self) -> str:
+        """The learning rate over the epochs, in words; epochs count from 1, as in the log."""
+        steps = [milestone + 1 for milestone in self.milestones if milestone < self.epochs]
+        if not steps:
+            return f"learning rate {self.lr:g} throughout"
+        epochs = " and again from epoch ".join(map(str, steps))
+        return f"learning rate {self.lr:g}, times {self.gamma:g} from epoch {epochs}"
+
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "reference": {
-        "ucf": Recipe("reference", 2e-5, 10, 64, True, 1e-1, milestones=(4, 8), evaluate_every=10, roll_back=True),
-        "xd": Recipe("reference", 1e-5, 10, 96, False, 1e-4, milestones=(3, 6, 10), roll_back=True),
+        "ucf": Recipe(
+            "reference", 2e-5, 10, 64, True, 1e-1, milestones=(4, 8), evaluate_every=10, roll_back=True, mixed=False
+        ),
+        "xd": Recipe("reference", 1e-5, 10, 96, False, 1e-4, milestones=(3, 6, 10), roll_back=True, mixed=False),
     },
     "paper": {
         "ucf": Recipe("paper", 1e-5, 10, 64, False, 1e-1, contrast="sum-positive", one_label=True),
         "xd": Recipe("paper", 2e-5, 20, 64, False, 1e-4, contrast="sum-positive", one_label=True),
+    },
+    # Ours, for tens of videos: small batches and many epochs, so that there are a few hundred steps.
+    "small": {
+        "ucf": Recipe("small", 2e-4, 50, 8, True, 1e-1, milestones=(40,), mixed=False),
+        "xd": Recipe("small", 2e-4, 50, 8, True, 1e-4, milestones=(40,), mixed=False),
     },
 }
 

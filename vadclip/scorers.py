@@ -23,6 +23,7 @@ class Scorer(Protocol):
 
     Attributes:
         labels: the m labels, normal first.
+        annotation_names: what annotation files call them; None where nothing says.
         width: d, the width of the features that it takes.
         anomaly: the branch that gives its anomaly score.
         description: what it is and on what it runs, in one line.
@@ -32,6 +33,7 @@ class Scorer(Protocol):
     """
 
     labels: Sequence[str]
+    annotation_names: Sequence[str] | None
     width: int
     anomaly: str
     description: str
@@ -64,6 +66,7 @@ class ModelScorer:
         with torch.no_grad():
             self._text = self._model.encode_text(model.config.labels)
         self.labels: Sequence[str] = model.config.labels
+        self.annotation_names: Sequence[str] | None = model.annotation_names
         self.width = model.config.embed_dim
         self.anomaly: str = model.config.anomaly
         self.description = f"PyTorch {torch.__version__} on {place}"
@@ -97,6 +100,7 @@ class EngineScorer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.labels: Sequence[str] = engine.labels
+        self.annotation_names: Sequence[str] | None = engine.bundle.model.annotation_names or None
         self.width = engine.bundle.model.features
         self.anomaly = engine.bundle.model.anomaly
         self.description = engine.description

@@ -160,11 +160,11 @@ def _alarms(arguments: argparse.Namespace) -> int:
     with Engine.load(
         arguments.engine, arguments.backend, precision=arguments.precision, threads=arguments.threads
     ) as engine:
-        labels = engine.bundle.model.labels
+        labels, names = engine.bundle.model.labels, engine.bundle.model.annotation_names
         document.kept(arguments.out, engine.bundle, arguments.camera, mine="alarms")  # refused before the long work
         with _Progress(arguments.quiet) as progress:
             clips = read_footage(arguments.labelled, engine, progress) if arguments.labelled else []
-            events = labelled.read_events(arguments.annotations, clips, labels) if clips else []
+            events = labelled.read_events(arguments.annotations, clips, labels, names) if clips else []
             normal = read_footage(arguments.normal, engine, progress)
         with_events = [clips[index] for index in sorted({event.clip for event in events})]
         if both := repeated([*normal, *with_events]):

@@ -33,11 +33,19 @@ class LabelledEvent:
     end: float
 
 
-def read_events(path: Path, footage: Sequence[Footage], labels: Sequence[str]) -> list[LabelledEvent]:
+def read_events(
+    path: Path, footage: Sequence[Footage], labels: Sequence[str], names: Sequence[str] = ()
+) -> list[LabelledEvent]:
     """Events of labelled clips, from a CSV of ``video,label,start,end``, in frames, the end exclusive.
 
-    A clip without a line is one in which nothing happens; lines of other videos are passed over. Case does not count
-    in labels.
+    A clip without a line is one in which nothing happens; lines of other videos are passed over. A class may be called
+    by its annotation name or by its label; case does not count, and where they clash, the annotation name counts.
+
+    Args:
+        path: the CSV.
+        footage: the labelled clips.
+        labels: the m labels of the bundle, normal first.
+        names: what annotations call them, one for each; empty: as the labels.
 
     Raises:
         UserError: the file does not read, names a class that the bundle lacks, tells of none of the clips, or an event
@@ -59,6 +67,7 @@ def read_events(path: Path, footage: Sequence[Footage], labels: Sequence[str]) -
             raise UserError(f"two labelled clips are called {item.name!r}: rename one, events are told by name")
         clips[item.name] = index
     known = {label.casefold(): label for label in labels[1:]}
+    known |= {name.casefold(): label for name, label in list(zip(names, labels, strict=bool(names)))[1:]}
     events = []
     for line, row in rows:
         name = Path(row["video"] or "").name
@@ -67,9 +76,8 @@ def read_events(path: Path, footage: Sequence[Footage], labels: Sequence[str]) -
             continue
         label = known.get((row["label"] or "").strip().casefold())
         if label is None:
-            raise UserError(
-                f"{path}, line {line}: the bundle has no class {row['label']!r}: use one of {', '.join(labels[1:])}"
-            )
+            classes = ", ".join((names or labels)[1:])
+            raise UserError(f"{path}, line {line}: the bundle has no class {row['label']!r}: use one of {classes}")
         try:
             first, end = int(row["start"]), int(row["end"])
         except (TypeError, ValueError) as error:

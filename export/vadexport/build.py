@@ -98,7 +98,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         clip=options.clip,
         clip_model=options.clip_model,
     ).eval()
-    config = model.config
+    config, names = model.config, model.annotation_names
     if config.design != Design():
         raise UserError(
             f"{options.checkpoint} is an ablation ({_named(config.design)}): train the whole model to build a bundle"
@@ -177,6 +177,7 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
                 mask_padding=config.mask_padding,
                 image_size=config.clip.image_size,
                 patch_size=config.clip.patch,
+                annotation_names=names or (),
             ),
             preprocessing=preprocessing,
             sampling=sampling,

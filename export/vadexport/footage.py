@@ -161,7 +161,9 @@ class FootageCertificate:
         bundle: what is checked.
         videos: files and folders.
         reference: of :func:`open_reference`.
-        annotations: events of the videos, in any of the formats of :mod:`vadclip.groundtruth`; None without.
+        annotations: events of the videos, in any of the formats of :mod:`vadclip.groundtruth`; None without. Stretches
+            of the bundle's normal class, by its annotation name or its label, are no anomalies; classes that the bundle
+            does not have are.
         rule: what an event is.
         say: told what is being done.
 
@@ -179,8 +181,11 @@ class FootageCertificate:
     def __post_init__(self) -> None:
         self._paths = named_videos(self.videos)
         labelled = None if self.annotations is None else read_annotations(self.annotations)
-        if labelled is not None and not any(video_name(path.name) in labelled for path in self._paths):
-            raise UserError(f"{self.annotations} has no event in any of the videos: name the file of these videos")
+        if labelled is not None:
+            named = {video_name(path.name) for path in self._paths}
+            labelled = {name: self._anomalies(events) for name, events in labelled.items() if name in named}
+            if not labelled:
+                raise UserError(f"{self.annotations} has no event in any of the videos: name the file of these videos")
         self.say(f"running {len(self._paths)} videos through {self.reference.description}")
         text = self.bundle.text()
         self._answers = [self._answer(path, text, labelled) for path in self._paths]
@@ -237,6 +242,12 @@ class FootageCertificate:
             limits=limits,
             passed=bool(passed),
         )
+
+    def _anomalies(self, events: Sequence[LabelledEvent]) -> tuple[LabelledEvent, ...]:
+        """The events of abnormal classes, whether the bundle has the class or not."""
+        model = self.bundle.model
+        normal = {name.casefold() for name in (model.labels[0], *model.annotation_names[:1])}
+        return tuple(event for event in events if event.label is None or event.label.casefold() not in normal)
 
     def _events(self, scores: Scores, answers: _Answers) -> list[Event]:
         labels = list(self.bundle.model.labels)

@@ -48,6 +48,11 @@ def report(description: dict[str, Any]) -> str:
             ", ".join(f"{key} {_plain(value)}" for key, value in sampling.items() if value is not None),
         ),
     ]
+    names = model.get("annotation_names", [])
+    if differing := [
+        f"{label} as {name}" for label, name in zip(model["labels"], names, strict=False) if label != name
+    ]:
+        facts.insert(5, ("in annotations", ", ".join(differing)))
     prompts = manifest.get("relabelled", {}).get("prompts", {})
     own = [f"{label} by {words!r}" for label, words in prompts.items() if words != label]
     if own:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vadclip.presets import check_labels, load_labels
+from vadclip.presets import annotation_names, check_labels, load_labels
 from vadexport.probe import Probe
 from vadrun.arrays import Array, load_npy
 from vadrun.bundle import CERTIFICATE, MANIFEST, Bundle
@@ -92,6 +92,8 @@ def relabel(
 ) -> Relabelled:
     """Give a bundle other classes, in place, whole or not at all.
 
+    A class whose label stays keeps the name that annotation files have for it; a new one is called by its label.
+
     Args:
         root: the bundle.
         classes: the new ones, normal first.
@@ -141,6 +143,8 @@ def relabel(
             path = folder / name
             manifest["files"][name] |= {"sha256": sha256(path), "bytes": path.stat().st_size}
         manifest["model"]["labels"] = list(labels)
+        names = dict(zip(old, bundle.model.annotation_names or annotation_names(old), strict=True))
+        manifest["model"]["annotation_names"] = list(annotation_names(labels, names))
         manifest["relabelled"] = {
             "toolkit": version(),
             "from": origin,

@@ -64,7 +64,8 @@ _MODEL = Record(
         "mask_padding": Flag(),
         "image_size": Whole(1, 4_096),
         "patch_size": Whole(1, 4_096),
-    }
+    },
+    optional={"annotation_names": List(Text(1, 200), 0, 10_000, unique=True)},
 )
 _FILE = Record(
     {
@@ -154,6 +155,7 @@ class ModelInfo:
     mask_padding: bool
     image_size: int
     patch_size: int
+    annotation_names: tuple[str, ...] = ()  # what annotation files call the classes; empty: as the labels
 
     def __post_init__(self) -> None:
         if self.anomaly not in ANOMALY_BRANCHES:
@@ -183,7 +185,12 @@ class Bundle:
         """
         root = Path(root)
         raw, manifest = _read_manifest(root)
-        info = ModelInfo(**{**manifest["model"], "labels": tuple(manifest["model"]["labels"])})
+        model = manifest["model"]
+        lists = {name: tuple(model.get(name, ())) for name in ("labels", "annotation_names")}
+        where = Where(root / MANIFEST, _AGAIN)
+        if lists["annotation_names"] and len(lists["annotation_names"]) != len(lists["labels"]):
+            raise where.error("its entry 'annotation_names' is not one name for each label")
+        info = ModelInfo(**{**model, **lists})
         files = tuple(BundleFile(name=name, **entry) for name, entry in manifest["files"].items())
         try:
             preprocessing = Preprocessing.from_manifest(manifest["preprocessing"])

@@ -28,6 +28,15 @@ def test_events_are_read(make_footage: Make, tmp_path: Path) -> None:
     assert truth[1].tolist() == [2] + [0] * 19
 
 
+def test_events_may_name_classes_as_annotations_do(make_footage: Make, tmp_path: Path) -> None:
+    clips = [make_footage(np.zeros((20, 2)), name="a")]
+    names = ("A", "fire", "G")  # the first class's label is "fight"; "fire" is its name and the second one's label
+    events = read_events(events_file(tmp_path, "a,FIRE,0,30", "a,g,30,60", "a,fight,60,90"), clips, LABELS, names)
+    assert [event.label for event in events] == ["fight", "fire", "fight"]
+    with pytest.raises(UserError, match="has no class 'riot': use one of fire, G"):
+        read_events(events_file(tmp_path, "a,riot,0,30"), clips, LABELS, names)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -200,6 +200,9 @@ def test_compact_file_that_is_damaged(ucf: Golden, tmp_path: Path) -> None:
         ("clipmodel.token_embedding.weight", "0 1", "token embeddings do not fit"),
         ("clipmodel.token_embedding.weight", "0 x", "token embeddings do not fit"),
         ("features", "[1]", "how its features were made does not read"),
+        ("annotation_names", '["A"]', "annotation_names is a list of 1"),
+        ("annotation_names", "[1, 2]", "annotation_names[0] is 1, not a text"),
+        ("started_from", "[1]", "not an object"),
     ):
         save_file(weights, path, metadata={**metadata, key: value})
         assert expected in refused(path, dataset=None)
@@ -236,6 +239,19 @@ def test_saved_settings_win_over_a_dataset(xd: Golden, tmp_path: Path) -> None:
     assert load_checkpoint(path, dataset="xd", window=32, anomaly="alignment").config.window == 32
     assert "holds a model of the labels normal, fighting" in refused(path, dataset="ucf")
     assert xd.load().mirrored is None
+
+
+def test_annotation_names_and_origin_are_saved(xd: Golden, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = xd.load(labels=["normal", "fighting", "a flood"])
+    assert model.annotation_names == ("A", "B1", "a flood")  # of the data set, where it has the class
+    model.annotation_names = ("quiet", "fight", "flood")
+    model.started_from = {"name": "model_ucf.pth", "sha256": "0" * 64}
+    save_checkpoint(model, path)
+    again = load_checkpoint(path)
+    assert again.annotation_names == ("quiet", "fight", "flood")
+    assert again.started_from == model.started_from
+    assert load_checkpoint(path, labels=["normal", "a flood"]).annotation_names == ("quiet", "flood")
 
 
 def test_saved_file_is_readable_as_the_users_other_files(xd: Golden, tmp_path: Path) -> None:

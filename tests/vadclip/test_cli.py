@@ -47,8 +47,12 @@ def test_from_videos_to_a_bundle(ucf: Golden, tmp_path: Path, capsys: pytest.Cap
         str(tmp_path / "classes.json"),
     ]
     train = ["train", *common, "--clip", str(ucf.checkpoint), "--out", str(run), "--batch", "4", "--epochs", "2"]
-    assert main([*train, "--select", "last"]) == 0
-    assert "checkpoint in" in capsys.readouterr().out
+    assert main([*train, "--select", "last"]) == 1
+    captured = capsys.readouterr()
+    assert "checkpoint in" in captured.out
+    assert "2 epochs of 1 step, 2 steps in all; learning rate 2e-05, times 0.1 from epoch 2" in captured.out
+    assert "2 steps at this learning rate hardly move the weights" in captured.err
+    assert "the model learnt nothing: its loss at the end" in captured.err
 
     annotations = [f"flash{index:02d},flash,16,48" for index in range(1, 12, 2)]
     seconds = ["video,label,start,end", *annotations]
@@ -60,14 +64,38 @@ def test_from_videos_to_a_bundle(ucf: Golden, tmp_path: Path, capsys: pytest.Cap
         "--annotations",
         str(tmp_path / "truth.csv"),
         "--json",
+        "--quiet",
     ]
     assert main(evaluate) == 0
-    assert json.loads(capsys.readouterr().out)
+    figures = capsys.readouterr().out
 
     out = tmp_path / "bundle"
     assert vadexport(["build", "--checkpoint", str(run / "best.safetensors"), "--out", str(out)]) == 0
     with Engine.load(out) as engine:
         assert engine.labels == ["normal", "a bright flash"]
+        assert engine.bundle.model.annotation_names == ("quiet", "flash")
+
+    # The names are in the checkpoint and in the bundle, which need no file of classes; one may be given all the same.
+    checkpoint = json.loads(figures)
+    capsys.readouterr()
+    place = common.index("--classes")
+    for model in (run / "best.safetensors", out):
+        for given in (common[:place], common):
+            command = [
+                "evaluate",
+                str(model),
+                *given,
+                "--annotations",
+                str(tmp_path / "truth.csv"),
+                "--json",
+                "--quiet",
+            ]
+            assert main(command) == 0, capsys.readouterr().err
+            found = json.loads(capsys.readouterr().out)
+            assert [row["name"] for row in found["classes"]] == ["quiet", "flash"]
+            assert found["frame_metrics"]["alignment"] == pytest.approx(
+                checkpoint["frame_metrics"]["alignment"], abs=1e-3
+            )
 
 
 def test_progress_tells_the_time_left_of_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +127,8 @@ def test_progress_tells_the_time_left_of_all_videos(monkeypatch: pytest.MonkeyPa
         (["--dataset", "ucf", "--epochs", "0"], "epochs is 0"),
         (["--dataset", "ucf"], "list.csv"),
         (["--dataset", "ucf", "--select", "last", "--validation", "0.2"], "sets no videos aside"),
+        (["--dataset", "ucf", "--preset", "small", "--validation", "0.2"], "--select last sets no videos aside"),
+        (["--dataset", "ucf", "--preset", "small", "--recipe", "paper"], "--preset has a recipe of its own"),
     ],
 )
 def test_training_refuses_in_one_sentence(
@@ -114,7 +144,7 @@ def test_training_refuses_in_one_sentence(
 def test_what_is_wrong_with_the_machine_is_said_before_training(
     ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "list.csv").write_text("path,label\na__0.npy,Normal\n")
+    (tmp_path / "list.csv").write_text("path,label\na__0.npy,Normal\nb__0.npy,Arson\n")
     common = ["--list", str(tmp_path / "list.csv"), "--clip", str(ucf.checkpoint), "--dataset", "ucf"]
     common += ["--out", str(tmp_path / "run")]
     assert main(["train", *common, "--device", "gpu"]) == 2

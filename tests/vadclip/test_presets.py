@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden import Golden
-from vadclip.presets import PRESETS, check_labels, get_preset, load_labels
+from vadclip.presets import PRESETS, annotation_names, check_labels, get_preset, load_labels
 from vadrun.errors import UserError
 
 
@@ -101,3 +101,15 @@ def test_labels_file_unreadable(tmp_path: Path) -> None:
 def test_labels_refused(labels: object, expected: str) -> None:
     with pytest.raises(UserError, match=f"^labels: {expected}"):
         check_labels(labels)  # type: ignore[arg-type]
+
+
+def test_annotation_names() -> None:
+    assert annotation_names(PRESETS["xd"].labels) == ("A", "B1", "B2", "B4", "B5", "B6", "G")
+    assert annotation_names(("normal", "fire")) == ("normal", "fire")
+    assert annotation_names(("normal", "a fire", "riot"), {"normal": "quiet", "a fire": "fire"}) == (
+        "quiet",
+        "fire",
+        "riot",
+    )
+    # A new class that is called as another one's annotation: the labels tell them apart.
+    assert annotation_names(("normal", "fighting", "B1"), {"fighting": "B1"}) == ("normal", "fighting", "B1")

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from tests.golden import Golden
 from vadclip import ModelConfig, VadCLIP, load_checkpoint
 from vadclip.config import ClipConfig
+from vadclip.device import find_device
+from vadclip.initial import new_model
 from vadclip.lists import FeatureList
 from vadclip.presets import PRESETS, Preset
 from vadclip.recipes import RECIPES, Recipe, get_recipe
 from vadclip.selection import snippet_scorer
-from vadclip.train import Result, new_model, train
+from vadclip.train import Result, train
+from vadclip.trainer import is_mixed
 from vadclip.untrained import SMALL
 from vadrun.errors import UserError
 
@@ -224,7 +227,8 @@ def test_all_is_trained_on_without_selection(toy: FeatureList, tmp_path: Path) -
     _, result = run(toy, tmp_path / "run", recipe, select="last", cache=False, precision="mixed")
     (row,) = rows_of(tmp_path / "run")
     assert (row["rows"], row["batch"], row["score"]) == ("60", "3", "")
-    assert result == Result(None, 0, tmp_path / "run" / "best.safetensors")
+    assert result == Result(None, 0, tmp_path / "run" / "best.safetensors", result.doubts)
+    assert "the model learnt nothing: its loss at the end" in result.doubts[0]  # after three steps
     assert not (tmp_path / "run" / "features").exists()
 
 
@@ -248,12 +252,19 @@ def test_a_model_may_be_trained_with_its_padding_masked(toy: FeatureList, tmp_pa
 
 def test_another_run_is_not_gone_on_with(toy: FeatureList, whole: Path) -> None:
     before = (whole / "state.pt").read_bytes()
-    with pytest.raises(UserError, match="holds a run with another recipe: give the same to go on, or another folder"):
-        run(toy, whole, replace(RECIPE, lr=2e-3))
-    with pytest.raises(UserError, match="holds a run with another training list"):
-        run(toy.subset(range(50)), whole)
-    with pytest.raises(UserError, match="holds a run with another initial model"):
-        train(toy_model(seed=1), toy, whole, RECIPE, say=quiet)
+    for changed, said in (
+        (lambda: run(toy, whole, replace(RECIPE, lr=2e-3)), "(lr was 0.001 and is now 0.002)"),
+        (
+            lambda: run(toy, whole, RECIPE.of_epochs(8), select="last"),
+            "(epochs was 4 and is now 8; selection was validation and is now last; validation was 0.1 and is now none)",
+        ),
+        (lambda: run(toy.subset(range(50)), whole), "(training list files was 60 and is now 50)"),
+        (lambda: train(toy_model(seed=1), toy, whole, RECIPE, say=quiet), "(the initial model is another one)"),
+    ):
+        with pytest.raises(UserError) as error:
+            changed()
+        assert f"holds a finished run with other settings {said}" in str(error.value)
+        assert str(error.value).endswith("give the same to go on, or another folder")
     assert (whole / "state.pt").read_bytes() == before
 
 
@@ -268,7 +279,7 @@ def test_a_run_does_not_go_on_over_other_features(toy: FeatureList, tmp_path: Pa
     run(listed, tmp_path / "run", recipe)  # the same numbers at another time
     np.save(files[5], np.load(files[5]) + np.float16(0.5))
     for cache in (True, False):
-        with pytest.raises(UserError, match="holds a run with another contents of the feature files"):
+        with pytest.raises(UserError, match=r"settings \(the content of the feature files is another one\)"):
             run(listed, tmp_path / "run", recipe, cache=cache)
 
 
@@ -290,8 +301,11 @@ def test_a_damaged_state_is_said(toy: FeatureList, tmp_path: Path) -> None:
 
 
 def test_wrong_input_is_said_before_training(toy: FeatureList, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="toy has no abnormal video to train on"):
-        run(toy.subset(np.flatnonzero(toy.normal)), tmp_path, select="last")
+    for select in ("last", "validation"):
+        with pytest.raises(UserError, match="toy has no abnormal video to train on, all 30 are normal"):
+            run(toy.subset(np.flatnonzero(toy.normal)), tmp_path, select=select)
+        with pytest.raises(UserError, match="toy has no normal video to train on, all 30 are abnormal"):
+            run(toy.subset(np.flatnonzero(~toy.normal)), tmp_path, select=select)
     with pytest.raises(UserError, match="toy has 14 classes, but the model has 3"):
         run(replace(toy, targets=np.zeros((60, 14), dtype=np.float32)), tmp_path)
     with pytest.raises(UserError, match="selection on the test list needs a test list"):
@@ -313,12 +327,41 @@ def test_recipes() -> None:
     assert [xd.lr_at(epoch) for epoch in (2, 3, 6)] == pytest.approx([1e-5, 1e-6, 1e-7])
     assert (ucf.balanced, ucf.batch, xd.balanced, xd.batch) == (True, 64, False, 96)
     assert get_recipe("paper", "shop") == RECIPES["paper"]["ucf"]
-    with pytest.raises(UserError, match="unknown recipe 'fast': use one of reference, paper"):
+    assert xd.of_epochs(20).milestones == (6, 12, 20) and ucf.of_epochs(5).milestones == (2, 4)
+    # A milestone within an epoch waits for its end: never two where one was.
+    assert xd.of_epochs(2).milestones == (1, 2, 2) and xd.of_epochs(2).lr_at(1) == pytest.approx(1e-6)
+    assert ucf.of_epochs(1).schedule == "learning rate 2e-05 throughout"
+    assert xd.schedule == "learning rate 1e-05, times 0.1 from epoch 4 and again from epoch 7"
+    with pytest.raises(UserError, match="epochs is 0"):
+        ucf.of_epochs(0)
+    with pytest.raises(UserError, match="unknown recipe 'fast': use one of reference, paper, small"):
         get_recipe("fast")
     with pytest.raises(UserError, match="lr is 0: use a number above 0"):
         replace(ucf, lr=0)
     with pytest.raises(UserError, match="epochs is 0: use a whole number of at least 1"):
         replace(ucf, epochs=0)
+
+
+def test_the_released_recipe_is_float32_on_cuda_unless_asked() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for dataset in ("ucf", "xd"):
+        reference, paper = get_recipe("reference", dataset), get_recipe("paper", dataset)
+        assert not is_mixed("auto", reference, cuda) and is_mixed("mixed", reference, cuda)
+        assert is_mixed("auto", paper, cuda) and not is_mixed("auto", paper, cpu)
+        assert not is_mixed("float32", paper, cuda)
+
+
+def test_float32_on_cuda_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        find_device("cpu")
+        assert torch.backends.cudnn.allow_tf32
+        monkeypatch.setattr("vadclip.device.torch.empty", lambda *a, **k: None)  # there may be no GPU here
+        find_device("cuda")
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def test_a_new_model_takes_its_sizes_from_the_preset_and_clip(ucf: Golden) -> None:

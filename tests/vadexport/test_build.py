@@ -11,9 +11,9 @@ import pytest
 from tests import clips
 from tests.golden import Golden
 from vadclip import save_checkpoint
+from vadclip.initial import new_model
 from vadclip.presets import PRESETS
 from vadclip.sidecar import image_settings
-from vadclip.train import new_model
 from vadexport import build as build_module
 from vadexport.build import BuildOptions, ParityError, build
 from vadexport.probe import Probe, drawn_frames

@@ -15,7 +15,8 @@ from tests.vadexport.test_cli import fails
 from vadexport.build import BuildOptions, ParityError, build
 from vadexport.certificate import LIMITS, limits_for, parse_limits
 from vadexport.cli import main
-from vadrun import UserError
+from vadexport.footage import FootageCertificate, open_reference
+from vadrun import Bundle, UserError
 
 Printed = pytest.CaptureFixture[str]
 
@@ -149,6 +150,19 @@ def test_bad_input(
         ((bundle_copy, "--limits", "speed=1"), "--limits has 'speed=1'"),
     ):
         assert said in fails(capsys, "verify", *arguments), arguments
+
+
+def test_normal_stretches_are_no_anomalies(bundle_copy: Path, videos: Path, tmp_path: Path) -> None:
+    """By the bundle's annotation name or its label; a class that the bundle lacks is an anomaly all the same."""
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["model"]["annotation_names"][0] = "Quiet"
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "e.csv").write_text("video,label,start,end\nv1,quiet,0,16\nv1,normal,16,32\nv1,flood,32,48\n")
+    bundle = Bundle.open(bundle_copy)
+    reference = open_reference(bundle, None, None)
+    footage = FootageCertificate(bundle, [videos / "v1.mp4"], reference, tmp_path / "e.csv")
+    (answers,) = footage._answers
+    assert answers.anomalous.tolist() == [0, 0, 1, 0, 0, 0, 0]
 
 
 def test_shares_of_frames() -> None:

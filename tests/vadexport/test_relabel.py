@@ -115,6 +115,8 @@ def test_graphs_and_engines_are_the_same_files(bundle_copy: Path, ucf: Golden) -
     assert done.added == ("a person on the ground",) and "abuse" in done.dropped
     new = Bundle.open(bundle_copy)
     assert new.sha256 != old.sha256 and new.model.labels == ("normal", "fighting", "a person on the ground")
+    assert old.model.annotation_names[:2] == ("Normal", "Abuse")  # of the data set
+    assert new.model.annotation_names == ("Normal", "Fighting", "a person on the ground")
     # What stayed has the embedding that it had, and it is what a build with these labels makes.
     np.testing.assert_allclose(new.text()[1], np.load(bundle_copy / "text.npy")[1])
     again = bundle_copy.parent / "again"
