@@ -87,8 +87,8 @@ class Preprocessing:
         if not (isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)):
             raise _wrong("resize", sides, "width and height in whole pixels")
         if min(sides) < self.size or max(sides) > MOST_PIXELS:
-            allowed = f"at least the size of the crop, {self.size}, and at most {MOST_PIXELS}, both ways"
-            raise _wrong("resize", sides, allowed)
+            least = f"at least the size of the crop, {self.size}"
+            raise _wrong("resize", sides, f"{least}, and at most {MOST_PIXELS}, both ways")
         if type(self.mirror) is not bool:
             raise _wrong("mirror", self.mirror, "true or false")
         for key, allowed in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("untagged", UNTAGGED)):
