@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo demo-model test pythons lint clean
+.PHONY: help demo demo-model test pythons fuzz lint clean
 
 help:
 	@echo "make demo   set up $(VENV), build the demo bundle, run vadrun on the demo video"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo-model   make the demo's model and video anew (two hours); SIZE=small: the way there, in minutes"
 	@echo "make test   set up $(VENV), run ruff, mypy, import-linter and pytest"
 	@echo "make pythons   install the wheel on Python 3.10 to 3.13, and with the lowest versions; score the demo video"
+	@echo "make fuzz   10,000 damaged and hostile files to every reader (make test: 600 of them); FUZZ_SEED=N: others"
 	@echo "make clean  remove what the demo made and the tools' caches; $(VENV) stays"
 
 # PyTorch comes from the package index with its CUDA libraries (about 5 GB); where another index has a build
@@ -85,6 +86,10 @@ test: lint
 PYTHONS ?= 3.10 3.11 3.12 3.13
 pythons: $(VENV)/test.ok
 	$(BIN)/python -m tests.pythons --pythons $(PYTHONS)
+
+# The inputs of a seed are always the same; a failure names the reader and the number of the input.
+fuzz: $(VENV)/test.ok
+	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest tests/test_fuzz.py
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -97,9 +97,10 @@ def class_scores(anomaly: NDArray[np.floating], alignment: NDArray[np.floating])
     """
     score = np.asarray(anomaly, np.float64)
     abnormal = np.asarray(alignment, np.float64)[:, 1:]
-    whole = abnormal.sum(axis=1, keepdims=True)
-    share = np.where(whole > 0, abnormal / np.where(whole > 0, whole, 1.0), 1.0 / abnormal.shape[1])
-    return np.concatenate([(1.0 - score)[:, None], score[:, None] * share], axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):  # of scores that are not finite, which their readers refuse
+        whole = abnormal.sum(axis=1, keepdims=True)
+        share = np.where(whole > 0, abnormal / np.where(whole > 0, whole, 1.0), 1.0 / abnormal.shape[1])
+        return np.concatenate([(1.0 - score)[:, None], score[:, None] * share], axis=1)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ from vadrun.bilinear import resize
 from vadrun.errors import UserError
 from vadrun.hdr import has_bt2020_primaries, tone_map, transfer_of
 from vadrun.sampling import check_keys
+from vadrun.schema import shown
 
 T = TypeVar("T", bound=np.generic)
 
 REFERENCE_SIZE = 224
+MOST_PIXELS = 4096  # a side of what a picture is scaled to: 50 MB of it are in memory
 REFERENCE_RESIZE = (340, 256)
 
 CROPS = ("center", "top-left", "top-right", "bottom-left", "bottom-right")
@@ -92,13 +94,14 @@ class Preprocessing:
     untagged: str = "by-size"
 
     def __post_init__(self) -> None:
-        if type(self.size) is not int or self.size < 1:
-            raise _wrong("size", self.size, "a whole number of pixels from 1 on")
+        if type(self.size) is not int or not 1 <= self.size <= MOST_PIXELS:
+            raise _wrong("size", self.size, f"a whole number of pixels from 1 to {MOST_PIXELS}")
         sides = self.resize
         if not (isinstance(sides, tuple) and len(sides) == 2 and all(type(side) is int for side in sides)):
             raise _wrong("resize", sides, "width and height in whole pixels")
-        if min(sides) < self.size:
-            raise _wrong("resize", sides, f"at least the size of the crop, {self.size}, both ways")
+        if min(sides) < self.size or max(sides) > MOST_PIXELS:
+            least = f"at least the size of the crop, {self.size}"
+            raise _wrong("resize", sides, f"{least}, and at most {MOST_PIXELS}, both ways")
         if type(self.mirror) is not bool:
             raise _wrong("mirror", self.mirror, "true or false")
         for key, allowed in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("untagged", UNTAGGED)):
@@ -295,7 +298,7 @@ def colour_of(frame: av.VideoFrame, untagged: str = "by-size") -> tuple[str, boo
 
 
 def _wrong(key: str, value: object, allowed: str) -> UserError:
-    return UserError(f"preprocessing: {key} is {value!r} but must be {allowed}")
+    return UserError(f"preprocessing: {key} is {shown(value)} but must be {allowed}")
 
 
 def _is_grey(frame: av.VideoFrame) -> bool:

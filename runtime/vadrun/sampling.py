@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from vadrun.errors import UserError
+from vadrun.schema import shown
 from vadrun.timeline import LONGEST_PAUSE, LONGEST_SHOWN, Pauses, Seen, Timeline
 
 FrameT = TypeVar("FrameT")
@@ -21,6 +22,9 @@ ImageT = TypeVar("ImageT")
 _ROUNDING = 0.001
 # Where neither the stream nor its timestamps say how long a frame lasts.
 _FRAME_SECONDS = 0.04
+
+MOST_FRAMES = 1024  # of a snippet: for the mean, so many images are in memory
+_SHORTEST, _LONGEST = 0.01, 3600.0  # seconds of a snippet by time
 
 PICKS = ("first", "middle", "mean")
 WAYS = ("frames", "time")
@@ -47,8 +51,8 @@ class Sampling:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if type(self.frames) is not int or self.frames < 1:
-            raise _wrong("frames", self.frames, "a whole number from 1 on")
+        if type(self.frames) is not int or not 1 <= self.frames <= MOST_FRAMES:
+            raise _wrong("frames", self.frames, f"a whole number from 1 to {MOST_FRAMES}")
         if self.pick not in PICKS:
             raise _wrong("pick", self.pick, f"one of {', '.join(PICKS)}")
         if self.by not in WAYS:
@@ -57,8 +61,8 @@ class Sampling:
         if self.by == "frames":
             if seconds is not None:
                 raise _wrong("seconds", seconds, "left out when snippets are cut by frames")
-        elif isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-            raise _wrong("seconds", seconds, "a number above 0 when snippets are cut by time")
+        elif isinstance(seconds, bool) or not isinstance(seconds, int | float) or not _SHORTEST <= seconds <= _LONGEST:
+            raise _wrong("seconds", seconds, f"{_SHORTEST:g} to {_LONGEST:g} when snippets are cut by time")
 
     @property
     def images_per_snippet(self) -> int:
@@ -347,11 +351,11 @@ def check_keys(section: str, values: dict[str, Any], keys: list[str]) -> dict[st
         UserError: names the section of the manifest and the first key that is unknown or missing.
     """
     if not isinstance(values, dict):
-        raise UserError(f"the manifest's {section} is {values!r}, not a table: build the bundle again")
+        raise UserError(f"the manifest's {section} is {shown(values)}, not a table: build the bundle again")
     for key in values:
         if key not in keys:
             raise UserError(
-                f"the manifest's {section} has the unknown key {key!r}: it may be from a newer version, so "
+                f"the manifest's {section} has the unknown key {shown(key)}: it may be from a newer version, so "
                 "update vadclip-edge or build the bundle again"
             )
     for key in keys:
@@ -365,4 +369,4 @@ def _filled(images: list[ImageT], count: int) -> tuple[ImageT, ...]:
 
 
 def _wrong(key: str, value: object, allowed: str) -> UserError:
-    return UserError(f"sampling: {key} is {value!r} but must be {allowed}")
+    return UserError(f"sampling: {key} is {shown(value)} but must be {allowed}")

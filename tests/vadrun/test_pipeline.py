@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from tests import clips
 from vadrun import Engine, EventRule, UserError, Video, VideoResult, feeding, run_video, run_videos
 from vadrun.engine import Engine as EngineClass
 from vadrun.events import Event, find_events
-from vadrun.gate import GateRule
+from vadrun.feeding import Encoded
+from vadrun.gate import GateRule, Verdict
+from vadrun.pipeline import Scorer, Timings
 from vadrun.sampling import Sampling
+from vadrun.scoring import Scores
 from vadrun.video import Snippet
 
 
@@ -323,3 +327,30 @@ def test_the_gate_wants_one_image_a_snippet(engine: Engine, clip: Path, monkeypa
     monkeypatch.setattr(engine, "bundle", replace(engine.bundle, sampling=Sampling(pick="mean")))
     with pytest.raises(UserError, match="leave out --gate"):
         run_video(engine, clip, EventRule(), gate=GateRule())
+
+
+def test_what_only_its_own_feature_takes_over_the_threshold_is_lost() -> None:
+    """An audited snippet is lost if its own score is an alarm and the held one's is not; nothing else is."""
+    own = [0.9, 0.9, 0.1, 0.9, 0.1, 0.5]
+    held = [0.1, 0.1, 0.9, 0.9, 0.1, 0.4]  # the last is at the threshold, and no longer
+
+    def score(features: Any) -> Scores:
+        value = np.asarray(features)[:, 0].astype(np.float32)
+        return Scores(value, np.stack([1 - value, value], axis=1), value)
+
+    model = SimpleNamespace(positions=100)
+    engine: Any = SimpleNamespace(bundle=SimpleNamespace(model=model), labels=["normal", "odd"], score=score)
+    result: Any = SimpleNamespace(
+        snippets=0, seconds=0.0, peak=None, events=[], gate=None, undecoded=None, timings=Timings()
+    )
+    scorer = Scorer(engine, EventRule(threshold=0.5), None, result, GateRule())
+    empty = np.empty((0, 8, 8, 3), np.uint8)
+    for index, pair in enumerate(zip(own, held, strict=True)):
+        snippet = Snippet(index, float(index), index + 1.0, empty, verdict=Verdict.AUDIT)
+        scorer.push(Encoded(snippet, *(np.array([value], np.float32) for value in pair)))
+    for index in range(6, 12):
+        feature = np.array([0.1], np.float32)
+        scorer.push(Encoded(Snippet(index, float(index), index + 1.0, empty, verdict=Verdict.HOLD), feature, feature))
+    scorer.finish()
+    assert (result.gate["audited"], result.gate["gated"]) == (6, 12)
+    assert result.gate["events_missed"]["estimate"] == 3.0  # 6 held, 3 of 6 audited are lost

@@ -339,3 +339,9 @@ def test_a_missing_key_is_refused_by_name() -> None:
     del manifest["untagged"]
     with pytest.raises(UserError, match=r"preprocessing.*'untagged'"):
         Preprocessing.from_manifest(manifest)
+
+
+@pytest.mark.parametrize("values", [{"size": 10**9}, {"resize": (10**400, 300)}, {"resize": (340, 5000)}])
+def test_a_picture_is_bounded(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"preprocessing: (size|resize) is .* (at most|to) 4096"):
+        Preprocessing(**values)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -359,3 +360,18 @@ def test_a_missing_key_is_refused_by_name() -> None:
 def test_sampling_needs_no_video_library() -> None:
     code = "import sys, vadrun.sampling; assert not {'av', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"frames": 1025},
+        {"frames": 10**400},
+        {"by": "time", "seconds": 1e-9},
+        {"by": "time", "seconds": 86400},
+        {"by": "time", "seconds": 10**400},
+    ],
+)
+def test_a_snippet_is_bounded(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"sampling: (frames|seconds) is .* but must be "):
+        Sampling(**values)
