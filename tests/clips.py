@@ -206,6 +206,21 @@ def set_clock(path: Path, picture: int, seconds: float) -> Path:
     return path
 
 
+def without_picture(data: bytes, number: int) -> bytes:
+    """A transport stream of :func:`write_clip` without one of its pictures, which the packets' counters do not show."""
+    kept, picture, counter = bytearray(), -1, 0
+    for at in range(0, len(data), 188):
+        packet = bytearray(data[at : at + 188])
+        if (packet[1] << 8 | packet[2]) & 0x1FFF == 0x100:
+            picture += bool(packet[1] & 0x40)
+            if picture == number:
+                continue
+            packet[3] = packet[3] & 0xF0 | counter
+            counter = (counter + bool(packet[3] & 0x10)) % 16
+        kept += packet
+    return bytes(kept)
+
+
 def _move(data: bytearray, at: int, ticks: int) -> None:
     """Move a PTS or DTS: 33 bits in five bytes, with a marker behind each part."""
     b = data[at : at + 5]

@@ -327,31 +327,14 @@ def test_a_corrupt_picture_or_one_that_comes_too_late_is_noticed(
                     worker._take(frames, wanted, missing, found)
 
 
-def without(path: Path, lost: int) -> Path:
-    """A transport stream without one of its pictures; nothing else tells of that."""
-    data = path.read_bytes()
-    counter = 0
-    kept, number = bytearray(), -1
-    for at in range(0, len(data), 188):
-        packet = bytearray(data[at : at + 188])
-        if (packet[1] << 8 | packet[2]) & 0x1FFF == 0x100:
-            number += bool(packet[1] & 0x40)
-            if number == lost:
-                continue
-            packet[3] = packet[3] & 0xF0 | counter
-            counter = (counter + bool(packet[3] & 0x10)) % 16
-        kept += packet
-    path.write_bytes(kept)
-    return path
-
-
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 @pytest.mark.parametrize("lost", [70, 71, 72, 73, 74])
 def test_a_missing_picture_in_what_nobody_looks_at(tmp_path: Path, codec: str, lost: int) -> None:
     """Behind it the decoder may drop others, which are counted for nothing then."""
     params = "log-level=none:keyint=40:min-keyint=40:scenecut=0:open-gop=0:bframes=2"
     options = {("x264" if codec == "libx264" else "x265") + "-params": params}
-    path = without(clips.write_clip(tmp_path / "clip.ts", 160, codec=codec, options=options), lost)
+    path = clips.write_clip(tmp_path / "clip.ts", 160, codec=codec, options=options)
+    path.write_bytes(clips.without_picture(path.read_bytes(), lost))
     plain, one = cut(path, "every picture", threads=1)
     for way in ("groups", "skipping"):
         quick, other = cut(path, way, threads=1)
