@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -217,6 +217,54 @@ def test_a_change_of_tags_between_frames_is_followed() -> None:
     for matrix, full in (("bt601", False), ("bt709", True), ("bt709", False), ("bt601", True)):
         frame = patch((120, 100, 150), "yuv420p", (320, 240), MATRICES[matrix][2], FULL if full else LIMITED)
         assert np.abs(preprocessor(frame) - textbook_rgb((120, 100, 150), matrix, full)).max() <= 2
+
+
+class Recorded:
+    """A scaler that remembers what it was asked for; the real one does the work."""
+
+    made: ClassVar[list[Recorded]] = []
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.real = av.video.reformatter.VideoReformatter()
+        self.made.append(self)
+
+    def reformat(self, frame: av.VideoFrame, **arguments: Any) -> av.VideoFrame:
+        self.calls.append(arguments)
+        return self.real.reformat(frame, **arguments)
+
+
+@pytest.fixture
+def scalers(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    monkeypatch.setattr(Recorded, "made", [])
+    monkeypatch.setattr(module, "VideoReformatter", Recorded)
+    return Recorded.made
+
+
+def test_a_change_of_tags_gets_a_new_scaler_and_no_other_does(scalers: list[Recorded]) -> None:
+    """Up to PyAV 16 a scaler that has seen another matrix does not go back to BT.601."""
+    preprocessor = Preprocessor()
+    for colorspace, color_range, count in [
+        (6, LIMITED, 1), (6, LIMITED, 1), (1, LIMITED, 2), (1, FULL, 3), (1, FULL, 3), (6, LIMITED, 4),
+    ]:  # fmt: skip
+        preprocessor(patch((120, 100, 150), colorspace=colorspace, color_range=color_range))
+        assert len(scalers) == count
+
+
+@pytest.mark.parametrize("pixel_format", ["gray", "gray10le"])
+def test_limited_grey_is_scaled_as_full_and_widened_after(scalers: list[Recorded], pixel_format: str) -> None:
+    """FFmpeg 8 takes all grey for full range, older ones do not: so it is always told that."""
+    for tag in (LIMITED, FULL, 0):
+        Preprocessor()(patch((100,), pixel_format, color_range=tag))
+        asked = scalers[-1].calls[0]
+        assert (int(asked["src_color_range"]), int(asked["dst_color_range"])) == (FULL, LIMITED)
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0, 0), (16, 0), (17, 1), (126, 128), (235, 255), (255, 255)])
+def test_limited_grey_has_black_at_16_and_white_at_235(level: int, expected: int) -> None:
+    result = Preprocessor()(patch((level,), "gray", color_range=LIMITED))
+    assert (result == expected).all()
+    assert (Preprocessor()(patch((level,), "gray", color_range=FULL)) == level).all()
 
 
 @pytest.mark.parametrize("pixel_format", ["gray", "gray10le"])

@@ -204,6 +204,37 @@ def test_a_picture_that_becomes_huge_is_damage(tmp_path: Path) -> None:
         assert "10 packets could not be decoded" in str(video.damage)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("order", [(6, 1), (1, 6)])
+def test_a_colour_description_that_changes_within_a_file_is_followed(
+    tmp_path: Path, order: tuple[int, int], gated: bool
+) -> None:
+    """Another camera, or another mode, behind the first: its parameter sets name another matrix."""
+
+    def colour(number: int, width: int, height: int) -> Image:
+        return np.full((height, width, 3), (180, 60, 90), np.uint8)
+
+    def part(matrix: int) -> bytes:
+        def tagged(stream: Any) -> None:
+            stream.codec_context.colorspace = matrix
+
+        return write_clip(tmp_path / f"{matrix}.h264", 32, draw=colour, prepare=tagged).read_bytes()
+
+    path = tmp_path / "joined.h264"
+    path.write_bytes(b"".join(map(part, order)))
+    # Made YUV by BT.601, so what names BT.709 comes out as other colours.
+    expected = {}
+    for matrix in order:
+        with Video(tmp_path / f"{matrix}.h264") as video:
+            expected[matrix] = next(video.snippets(Sampling(), SMALL)).images[0].mean(axis=(0, 1))
+    assert np.abs(expected[6] - (180, 60, 90)).max() <= 3
+    assert np.abs(expected[1] - expected[6]).max() > 5
+    with Video(path) as video:
+        snippets = list(video.snippets(Sampling(), SMALL, gate=GateRule(audit=1.0) if gated else None))
+    found = [snippet.images[0].mean(axis=(0, 1)) for snippet in snippets]
+    np.testing.assert_allclose(found, [expected[order[0]]] * 2 + [expected[order[1]]] * 2, atol=1)
+
+
 # A display matrix (a, b, c, d), and what it does to the stored picture: as cameras that hang upside down or look
 # into a mirror write it.
 MATRICES: dict[tuple[int, int, int, int], Callable[[Image], Image]] = {
