@@ -441,9 +441,7 @@ def test_few_videos_are_said_to_be_few_before_any_figure() -> None:
     auc = more.intervals["auc"]
     assert auc is not None and auc[0] < more.frames["scores"].auc < auc[1]
     shown = f"{100 * auc[0]:.1f} to {100 * auc[1]:.1f}"
-    assert text.startswith(
-        f"12 abnormal and 12 normal videos are few: other videos of the kind would give an AUC of {shown}"
-    )
+    assert text.startswith(f"12 abnormal and 12 normal videos are few: the 95% interval of the AUC is {shown}.")
     assert text.index("are few") < text.index("Frames, in percent, with 95% intervals") < text.index(f"({shown})", 200)
     assert "few" not in enough.table() and enough.intervals["auc"] is not None
     for name in ("ap", "ano_auc"):
