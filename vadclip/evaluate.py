@@ -82,7 +82,7 @@ def evaluate(scorer: Scorer, test: TestSet, progress: Progress | None = None) ->
         scores = scorer.score(listed.read(index, scorer.width).astype(np.float32, copy=False))
         # In float64, where the difference is exact and makes no ties.
         abnormal = 1.0 - scores.alignment[:, NORMAL].astype(np.float64)
-        branches = {"confidence": scores.confidence, "alignment": abnormal}
+        branches: dict[str, NDArray[np.floating]] = {"confidence": scores.confidence, "alignment": abnormal}
         scored.append(_scored(test, index, branches, scores.alignment, partial(listed.read, index, None)))
         if progress is not None:
             progress(index + 1, len(listed))

@@ -113,7 +113,7 @@ class Evaluation:
         if min(len(abnormal), normal) < FEW:
             auc = self.intervals["auc"]
             how = (
-                f"other videos of the kind would give an AUC of {_range(auc)} in 95 of 100 cases"
+                f"the 95% interval of the AUC is {_range(auc)}"
                 if auc is not None
                 else f"below {LEAST_VIDEOS} videos not even an interval of the figures can be given"
             )

@@ -220,7 +220,7 @@ def _features(
 
 def settings(encoder: Encoder, options: ExtractOptions, preprocessing: Preprocessing) -> dict[str, Any]:
     """What the sidecar holds: everything that features depend on."""
-    found = {
+    found: dict[str, Any] = {
         "encoder": encoder.name,
         "sampling": options.sampling.to_manifest(),
         "preprocessing": image_settings(preprocessing),

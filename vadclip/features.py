@@ -57,7 +57,7 @@ def count_snippets(path: Path, width: int | None, crop: int | None = None) -> in
     """
     shape = load_npy(path, _FLOATS, _ADVICE, mapped=True).shape
     _check_shape(path, shape, width, crop)
-    return shape[0]
+    return int(shape[0])
 
 
 def holds_ten_crops(path: Path) -> bool:

@@ -181,7 +181,7 @@ class Findings:
         how += f", crop {best.crop}, {best.preprocessing}"
         if self.reproduced:
             alike = sum(best.cosine - one.cosine <= _ALIKE for one in self.ranked[crop]) - 1
-            also = f"; {alike} other combinations cannot be told from it on these snippets" if alike else ""
+            also = f"; {alike} other {'one' if alike == 1 else 'ones'} cannot be told from it here" if alike else ""
             return f"Reproduced by {how} (mean cosine {best.cosine:.5f}){also}."
         return f"Not reproduced: the nearest is {how}, with a mean cosine of {best.cosine:.5f}; {SAME} is needed."
 
@@ -248,10 +248,12 @@ def check(
     _check_width(given, encoder)
     cosines: dict[int | None, list[Floats]] = {crop: [] for crop in given[0].crops}
     norms: dict[int | None, list[Floats]] = {crop: [] for crop in given[0].crops}
+    equal = np.ones((len(names), len(names)), bool)  # whether two preprocessings have made the same images so far
     done = 0
     for one in given:
         reader = _Reader(one.video, rate, encoder.size, _window(one, snippets))
         for index, images in reader:
+            equal &= [[np.array_equal(images[p], images[q]) for q in range(len(names))] for p in range(len(names))]
             ways = _ways(encoder, images)  # [17,10,p,d]
             lengths = np.linalg.norm(ways, axis=-1)
             for crop, features in one.crops.items():
@@ -265,8 +267,9 @@ def check(
         findings.damaged += [] if reader.damage is None else [reader.damage]
     if not done:  # the given features are of far more snippets than the videos have
         return findings
+    kept = [p for p in range(len(names)) if not equal[p, :p].any()]
     for crop, parts in cosines.items():
-        findings.ranked[crop] = _ranked(np.stack(parts), names, crop)
+        findings.ranked[crop] = _ranked(np.stack(parts)[..., kept], [names[p] for p in kept], crop)
     crop, best = next(iter(findings.best.items()))
     place = next(k for k in range(_FRAMES + 1) if _sample(k) == best.sample)
     every = np.stack(norms[crop])[:, place, best.crop, names.index(best.preprocessing)]
@@ -357,17 +360,20 @@ def _cosines(ways: Floats, lengths: Floats, row: NDArray[np.floating] | None) ->
 def _ranked(cosines: Floats, names: Sequence[str], crop: int | None) -> list[Combination]:
     """All combinations, the nearest first, from cosines [snippets,shifts,17,10,p]."""
     known = ~np.isnan(cosines)
-    counted = known.any(axis=0)
-    mean = np.where(counted, np.where(known, cosines, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), -1.0)
+    counts = known.sum(axis=0)
+    mean = np.where(known, cosines, 0).sum(axis=0) / np.maximum(counts, 1)
     lowest = np.where(known, cosines, np.inf).min(axis=0)
-    found = []
-    for s, k, c, p in np.ndindex(*mean.shape):
-        if counted[s, k, c, p]:
-            one = Combination(_sample(k), c, names[p], _SHIFTS[s], float(mean[s, k, c, p]), float(lowest[s, k, c, p]))
-            # Of combinations that cannot be told apart, the one that is the default, or that the name promises.
-            odd = (one.shift != 0, one.sample not in _PICKS.values(), c != (crop or 0), p, one.sample != "middle")
-            found.append((-round(one.cosine / _ALIKE), odd, -one.cosine, len(found), one))
-    return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:-1])]
+    found = [
+        Combination(_sample(int(k)), int(c), names[p], _SHIFTS[s], float(mean[s, k, c, p]), float(lowest[s, k, c, p]))
+        for s, k, c, p in zip(*np.nonzero(counts), strict=True)
+    ]
+
+    def order(one: Combination) -> tuple[float, ...]:
+        # Of combinations that cannot be told apart, the one that is the default, or that the name promises.
+        odd = (one.shift != 0, one.sample not in _PICKS.values(), one.crop != (crop or 0))
+        return (-round(one.cosine / _ALIKE), *odd, names.index(one.preprocessing), one.sample != "middle", -one.cosine)
+
+    return sorted(found, key=order)
 
 
 def _sample(place: int) -> str:
