@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 
 from tests.golden import Golden
-from vadclip.losses import Losses, contrastive_loss, top_k_mean, vadclip_losses
+from vadclip.losses import (
+    Losses,
+    alignment_loss,
+    classification_loss,
+    contrastive_loss,
+    top_k_mean,
+    vadclip_losses,
+)
 
 WEIGHTS = {"ucf": 1e-1, "xd": 1e-4}
 
@@ -77,3 +84,17 @@ def test_temperature_divides_the_similarities() -> None:
     other = vadclip_losses(torch.zeros(2, 8), alignment, text, targets, lengths, temperature=2.0, **options)
     torch.testing.assert_close(halved.nce, other.nce)
     assert halved.total.item() == pytest.approx((halved.bce + halved.nce + halved.contrast).item())
+
+
+def test_a_branch_alone_minimises_its_own_terms() -> None:
+    losses = Losses(torch.tensor(1.0), torch.tensor(10.0), torch.tensor(100.0))
+    assert [losses.of(branches).item() for branches in ("both", "confidence", "alignment")] == [111, 1, 110]
+
+
+def test_both_branches_take_the_divisor() -> None:
+    logits, alignment = torch.randn(2, 8), torch.randn(2, 8, 3)
+    targets, lengths = torch.eye(3)[:2], torch.tensor([8, 5])
+    losses = vadclip_losses(logits, alignment, torch.randn(3, 4), targets, lengths, contrast_weight=0.1, divisor=2)
+    torch.testing.assert_close(losses.bce, classification_loss(logits, targets, lengths, 2))
+    torch.testing.assert_close(losses.nce, alignment_loss(alignment, targets, lengths, 2))
+    assert losses.bce.item() != pytest.approx(classification_loss(logits, targets, lengths).item())

@@ -127,13 +127,13 @@ def test_no_snippets_no_events() -> None:
 
 
 def test_event_as_json() -> None:
-    event = Event(1.23456, 2.0, "fighting", 0.123456789, 1.5, 3, 4)
+    event = Event(1.23456, 2.34567, "fighting", 0.123456789, 1.56789, 3, 4)
     assert json.loads(json.dumps(event.to_json())) == {
         "start": 1.235,
-        "end": 2.0,
+        "end": 2.346,
         "label": "fighting",
         "peak": 0.123457,
-        "peak_time": 1.5,
+        "peak_time": 1.568,
         "snippets": [3, 4],
     }
 
@@ -152,3 +152,18 @@ def test_event_as_json() -> None:
 def test_rules_that_make_no_sense_are_refused(values: dict[str, float], part: str) -> None:
     with pytest.raises(UserError, match=part):
         EventRule(**values)
+
+
+def test_a_threshold_of_one_is_allowed() -> None:
+    assert EventRule(threshold=1.0, release=1.0).low == 1.0
+
+
+def test_the_rule_as_json_has_the_release_threshold_in_force() -> None:
+    values = EventRule(threshold=0.5, min_length=3.0, merge_gap=4.0).to_json()
+    assert values == {"threshold": 0.5, "release": 0.4, "min_length": 3.0, "merge_gap": 4.0}
+
+
+def test_the_class_is_that_of_the_whole_event_not_of_its_last_snippet() -> None:
+    classes = np.stack([FIGHT, FIGHT, BANG])
+    (event,) = events([0.9, 0.9, 0.9], EventRule(min_length=0), classes)
+    assert event.label == "fighting"
