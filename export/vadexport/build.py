@@ -225,7 +225,7 @@ def _preprocessing(
     )
     known = None if trained is None else trained.get("preprocessing")
     if options.preprocessing is None and isinstance(known, Mapping):
-        kept: dict[str, Any] = {key: str(known[key]) for key in STYLES["default"] if key in known}
+        kept: dict[str, Any] = {key: known[key] for key in STYLES["default"] if key in known}
         return replace(made, **kept)
     return made
 

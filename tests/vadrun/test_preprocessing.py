@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import av
 import numpy as np
 import pytest
+from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
 from vadrun import preprocessing as module
 from vadrun.bilinear import resize
 from vadrun.errors import UserError
-from vadrun.preprocessing import CROPS, TEN_CROPS, Preprocessing, Preprocessor, colour_of
+from vadrun.preprocessing import CROPS, TEN_CROPS, Orientation, Preprocessing, Preprocessor, colour_of, orientation_of
 
 # Levels of Y, U and V at 8 bits: greys, primaries and mixed colours, within the limited range.
 PATCHES = [
@@ -23,8 +25,14 @@ PATCHES = [
     (120, 100, 150),
     (180, 128, 90),
 ]
-# Kr and Kb of ITU-R BT.601, BT.709 and BT.2020, and the number that streams name them by.
-MATRICES = {"bt601": (0.299, 0.114, 6), "bt709": (0.2126, 0.0722, 1), "bt2020": (0.2627, 0.0593, 9)}
+# Kr and Kb (ITU-R BT.601, BT.709 and BT.2020, FCC 73.682, SMPTE 240M), and the number that streams name them by.
+MATRICES = {
+    "bt601": (0.299, 0.114, 6),
+    "bt709": (0.2126, 0.0722, 1),
+    "bt2020": (0.2627, 0.0593, 9),
+    "fcc": (0.3, 0.11, 4),
+    "smpte240m": (0.212, 0.087, 7),
+}
 LIMITED, FULL = 1, 2
 
 
@@ -160,6 +168,33 @@ def test_one_preprocessor_takes_frames_of_changing_size() -> None:
     first = preprocessor(rgb_frame(scene(320, 240)))
     preprocessor(patch((50, 128, 128), "yuv422p", (640, 480)))
     np.testing.assert_array_equal(preprocessor(rgb_frame(scene(320, 240))), first)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ((1, 0, 0, 1), Orientation(0, False)),
+        ((0, 1, -1, 0), Orientation(3, False)),
+        ((-1, 0, 0, -1), Orientation(2, False)),
+        ((0, -1, 1, 0), Orientation(1, False)),
+        ((-1, 0, 0, 1), Orientation(0, True)),
+        ((1, 0, 0, -1), Orientation(2, True)),
+        ((2, 0, 0, 2), Orientation(0, False)),
+        ((0.704, 0.710, -0.710, 0.704), Orientation(3, False)),  # 45.2 degrees
+        ((0.710, 0.704, -0.704, 0.710), Orientation(0, False)),
+    ],
+)
+def test_a_display_matrix_is_a_turn_and_a_flip(matrix: tuple[float, ...], expected: Orientation) -> None:
+    a, b, c, d = (round(65536 * value) for value in matrix)
+    data = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], "=i4").tobytes()
+    frame: Any = SimpleNamespace(side_data={SideData.DISPLAYMATRIX: data}, rotation=77.0)
+    assert orientation_of(frame) == expected
+    frame = SimpleNamespace(side_data={SideData.DISPLAYMATRIX: data[:19]}, rotation=-90.0)
+    assert orientation_of(frame) == Orientation(3, False)
+
+
+def test_the_smallest_crop_is_a_pixel() -> None:
+    assert Preprocessor(Preprocessing(resize=(1, 1), size=1))(rgb_frame(scene(32, 24))).shape == (1, 1, 3)
 
 
 # -- colour
