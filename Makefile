@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo demo-model test lint clean
+.PHONY: help demo demo-model test pythons lint clean
 
 help:
 	@echo "make demo   set up $(VENV), build the demo bundle, run vadrun on the demo video"
 	@echo "            CHECKPOINT=FILE [DATASET=ucf] VIDEO=FILE: the same with your own"
 	@echo "make demo-model   make the demo's model and video anew (two hours); SIZE=small: the way there, in minutes"
 	@echo "make test   set up $(VENV), run ruff, mypy, import-linter and pytest"
+	@echo "make pythons   install the wheel on Python 3.10 to 3.13, and with the lowest versions; score the demo video"
 	@echo "make clean  remove what the demo made and the tools' caches; $(VENV) stays"
 
 # PyTorch comes from the package index with its CUDA libraries (about 5 GB); where another index has a build
@@ -79,6 +80,11 @@ lint: $(VENV)/test.ok
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Those of 3.10 to 3.13 that pyenv or PATH has; PYTHONS="3.12 3.13" for others.
+PYTHONS ?= 3.10 3.11 3.12 3.13
+pythons: $(VENV)/test.ok
+	$(BIN)/python -m tests.pythons --pythons $(PYTHONS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import measure
 from vadrun.console import table
 
-IMPORTS = "import torch, open_clip.model, onnx, safetensors, onnxruntime, openvino; openvino.Core()"
+IMPORTS = "import vadrun, torch, open_clip.model, onnx, safetensors, onnxruntime, openvino; openvino.Core()"
 
 
 def main() -> int:

@@ -103,7 +103,7 @@ def turned(video: Path, count: int, folder: Path) -> list[Path]:
         first = keys[number * len(keys) // count]
         made.append(folder / f"{number}.mp4")
         with av.open(str(made[-1]), "w") as container, open_clip(video) as template:
-            stream = container.add_stream_from_template(template.streams.video[0])
+            stream = container.add_stream_from_template(template.streams.video[0], opaque=True)
             for later in (True, False):
                 with open_clip(video) as clip:
                     group = start

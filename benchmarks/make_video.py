@@ -19,6 +19,7 @@ from av.video.reformatter import Colorspace
 
 from benchmarks import measure
 from vadrun.errors import UserError
+from vadrun.pyav import fraction, open_input
 
 # Fast presets: cameras' encoders have little time too. They close their groups; x265 would not by itself.
 OPTIONS = {
@@ -37,7 +38,7 @@ def open_clip(source: Path) -> InputContainer:
         UserError: it is no video.
     """
     try:
-        container = av.open(str(source))
+        container = open_input(str(source))
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{source} cannot be opened as a video ({error.strerror}): name another clip") from None
     if not container.streams.video:
@@ -61,7 +62,7 @@ def frames(source: Path) -> Iterator[av.VideoFrame]:
 def at_rate(source: Path, rate: Fraction) -> Iterator[av.VideoFrame]:
     """The clip's frames, without end, at another rate and the same speed."""
     with open_clip(source) as container:
-        own = container.streams.video[0].average_rate or Fraction(25)
+        own = fraction(container.streams.video[0].average_rate) or Fraction(25)
     shown = 0
     for index, frame in enumerate(frames(source), 1):
         while shown * own < index * rate:
@@ -111,7 +112,7 @@ def remux(source: Path, out: Path, seconds: float) -> int:
     repeats = -int(-seconds // float(span * base))
     last: int | None = None
     with av.open(str(out), "w") as container, open_clip(source) as template:
-        stream = container.add_stream_from_template(template.streams.video[0])
+        stream = container.add_stream_from_template(template.streams.video[0], opaque=True)
         for repeat in range(repeats):
             with open_clip(source) as clip:
                 for packet in clip.demux(clip.streams.video[0]):
@@ -148,7 +149,7 @@ def clip_span(source: Path) -> tuple[int, int, Fraction, int]:
                 raise UserError(f"{source} has packets without timestamps: encode it first, without --remux")
             shown.append(packet.pts)
             longest = max(longest, packet.duration or 0)
-        base = stream.time_base
+        base = fraction(stream.time_base)
     if not shown or base is None:
         raise UserError(f"{source} holds no packets of video: name another clip")
     shown.sort()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -73,9 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+", type=Path)
     parser.add_argument("--every", type=int, default=8, help="compare every so many frames (default: 8)")
-    parser.add_argument("--untagged", default="by-size", help="matrix of untagged streams (default: by-size)")
+    parser.add_argument("--untagged", help="matrix of untagged streams (default: the preprocessing's)")
+    parser.add_argument("--preprocessing", default="default", help="default, or reference")
     arguments = parser.parse_args()
-    preprocessing = Preprocessing(untagged=arguments.untagged)
+    preprocessing = Preprocessing.for_size(224, style=arguments.preprocessing)
+    if arguments.untagged is not None:
+        preprocessing = replace(preprocessing, untagged=arguments.untagged)
 
     comparisons = ["linear: mean", "99 %", "area: mean", "99 %"]
     files = [["video", "source", "matrix", "frames", *comparisons]]
@@ -83,7 +87,7 @@ def main() -> None:
     for path in arguments.videos:
         with Video(path) as video:
             info = video.info
-        matrix = info.matrix if arguments.untagged == "by-size" else arguments.untagged
+        matrix = info.matrix if preprocessing.untagged == "by-size" else preprocessing.untagged
         found = list(differences(path, preprocessing, arguments.every))
         sizes[info.width, info.height, matrix] += found
         files.append([path.name, f"{info.width}x{info.height}", matrix, str(len(found)), *columns(found)])

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 
 from benchmarks import measure
 from benchmarks.end_to_end import Collect, Reference, load_reference
 from vadclip.images import normalise
+from vadrun.backends.openvino import import_openvino
 from vadrun.bundle import Bundle
 from vadrun.calibration import Calibration
 from vadrun.console import table
@@ -37,6 +36,7 @@ from vadrun.errors import UserError
 from vadrun.events import EventRule
 from vadrun.gate import GateRule
 from vadrun.pipeline import VideoResult, run_video
+from vadrun.pyav import open_input
 from vadrun.scoring import score_features, scores_from_logits
 from vadrun.video import Video
 
@@ -57,7 +57,7 @@ class Careful:
     """PyAV and OpenVINO, one after the other."""
 
     def __init__(self, bundle: Bundle, batch: int) -> None:
-        core = openvino.Core()
+        core = import_openvino().Core()
         # LATENCY is the fastest hint for one request at a time; the plugin takes bfloat16 where the CPU has it.
         self.encoder = core.compile_model(str(bundle.path("encoder")), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
         exact = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -87,7 +87,7 @@ class Careful:
         length, wanted = self.bundle.sampling.frames, self.bundle.preprocessing
         top, left = wanted.corner
         middle: NDArray[np.uint8] | None = None
-        with av.open(str(video)) as container:
+        with open_input(str(video)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for count, frame in enumerate(container.decode(stream)):

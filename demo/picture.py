@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,25 @@ import av
 import numpy as np
 from matplotlib.figure import Figure
 
+from vadrun.places import places
+from vadrun.sources import open_container, pick_stream
+
 FRAMES = 8  # pictures above the curve
 
 
 def frames_of(video: Path, times: np.ndarray) -> list[np.ndarray]:
     """The pictures [h,w,3] at or just after these times in seconds; the last one where the video ends before."""
     found: list[np.ndarray] = []
-    with av.open(str(video)) as container:
+    with open_container(video) as container:
+        stream = pick_stream(container, video)
         begin = (container.start_time or 0) / av.time_base
         for time in times:
             picture = None
             container.seek(int((begin + time) * av.time_base))  # to the key frame before it
-            for picture in container.decode(video=0):
-                if picture.time is not None and picture.time >= begin + time:
-                    break
+            with suppress(av.FFmpegError):  # a damaged place: the last frame before it is shown
+                for picture in container.decode(stream):
+                    if picture.time is not None and picture.time >= begin + time:
+                        break
             found.append(found[-1] if picture is None else picture.to_ndarray(format="rgb24"))
     return found
 
@@ -82,7 +88,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="what was given to vadrun --out")
     parser.add_argument("--truth", type=Path, help="CSV of label,start,end in seconds")
     arguments = parser.parse_args()
-    results = arguments.results / arguments.video.stem
+    (place,) = places(arguments.results, [arguments.video], [arguments.video])
+    results = place.folder
     out = arguments.results / f"{results.name}.png"
     draw(arguments.video, results, arguments.truth).savefig(out, dpi=100)
     print(f"picture: {out}")

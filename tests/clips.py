@@ -14,6 +14,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from vadrun.preprocessing import Preprocessing
+from vadrun.pyav import SIDE_DATA
 
 Image = NDArray[np.uint8]
 
@@ -90,6 +91,7 @@ def write_clip(
         rotation: 90, 180 or 270: store the pictures turned, and mark that they are to be turned by so many
             degrees counterclockwise for display (MP4 only).
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size if rotation % 180 == 0 else size[::-1]
     base = Fraction(1, 1000) if times is not None else Fraction(1, rate)
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -114,6 +116,11 @@ def write_clip(
     if rotation:
         _mark_rotation(path, rotation)
     return path
+
+
+def skippable(path: Path) -> Path:
+    """A name for a clip of which frames can be left out: of MP4 they are from PyAV 16 on, of Matroska always."""
+    return path if SIDE_DATA or path.suffix != ".mp4" else path.with_suffix(".mkv")
 
 
 def write_streams(path: Path, *colours: tuple[int, int, int], frames: int = 40) -> Path:
@@ -170,6 +177,51 @@ def spoil(path: Path, share: float, count: int) -> Path:
     return path
 
 
+def set_clock(path: Path, picture: int, seconds: float) -> Path:
+    """Move all timestamps of a transport stream from a picture on, the clock's own (PCR) included.
+
+    Args:
+        path: a file of :func:`write_clip`, with one stream of pictures (ISO/IEC 13818-1, 2.4.3).
+        picture: the first one that is moved, in the order of decoding.
+        seconds: by how much; negative to set the clock back.
+    """
+    data = bytearray(path.read_bytes())
+    ticks, begun = round(seconds * 90000), 0
+    for at in range(0, len(data), 188):
+        first, control = data[at + 1] & 0x40, data[at + 3] >> 4 & 3
+        if (data[at + 1] << 8 | data[at + 2]) & 0x1FFF != 0x100:
+            continue
+        begun += bool(first)
+        if begun <= picture:
+            continue
+        if control & 2 and data[at + 4] and data[at + 5] & 0x10:
+            clock = int.from_bytes(data[at + 6 : at + 12], "big")
+            moved = (clock >> 15) + ticks & (1 << 33) - 1
+            data[at + 6 : at + 12] = (moved << 15 | clock & 0x7FFF).to_bytes(6, "big")
+        if first:
+            start = at + 4 + (data[at + 4] + 1 if control & 2 else 0)
+            for field in range(2 if data[start + 7] & 0x40 else 1):
+                _move(data, start + 9 + 5 * field, ticks)
+    path.write_bytes(data)
+    return path
+
+
+def _move(data: bytearray, at: int, ticks: int) -> None:
+    """Move a PTS or DTS: 33 bits in five bytes, with a marker behind each part."""
+    b = data[at : at + 5]
+    value = (b[0] >> 1 & 7) << 30 | b[1] << 22 | b[2] >> 1 << 15 | b[3] << 7 | b[4] >> 1
+    value = value + ticks & (1 << 33) - 1
+    data[at : at + 5] = bytes(
+        [
+            b[0] & 0xF1 | value >> 29 & 0xE,
+            value >> 22 & 255,
+            value >> 14 & 0xFE | 1,
+            value >> 7 & 255,
+            value << 1 & 0xFE | 1,
+        ]
+    )
+
+
 def _add_silence(container: Any, stream: Any) -> None:
     for index in range(16):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
@@ -179,12 +231,16 @@ def _add_silence(container: Any, stream: Any) -> None:
 
 
 def _mark_rotation(path: Path, degrees: int) -> None:
-    """Write the display matrix of the first track header (ISO/IEC 14496-12, 8.3.2)."""
     cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
-    one, w = 1 << 16, 1 << 30
-    matrix = struct.pack(">9i", cosine * one, -sine * one, 0, sine * one, cosine * one, 0, 0, 0, w)
+    mark_matrix(path, cosine, -sine, sine, cosine)
+
+
+def mark_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Write the display matrix of the first track header (ISO/IEC 14496-12, 8.3.2)."""
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd")
     assert data[at + 4] == 0, "only version 0 is known here"
     data[at + 44 : at + 80] = matrix
     path.write_bytes(data)
+    return path

@@ -14,6 +14,7 @@ from vadcalibrate import cli as vadcalibrate
 from vadclip import cli as vadclip
 from vadexport import cli as vadexport
 from vadrun import cli as vadrun
+from vadrun import silence
 
 ROOT = Path(__file__).parent.parent
 PARSERS = {
@@ -45,6 +46,14 @@ def test_the_unit_starts_what_there_is() -> None:
     (line,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
     program, *arguments = shlex.split(line)
     understand(Path(program).name, arguments)
+
+
+def test_images_and_the_unit_call_nobody() -> None:
+    for path in (ROOT / "docker").iterdir():
+        (line,) = re.findall(r"^ENV (.*TELEMETRY.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert dict(pair.split("=") for pair in line.split()) == silence.VARIABLES, path.name
+    unit = (ROOT / "deploy" / "vadrun@.service").read_text(encoding="utf-8")
+    assert "\nEnvironment=ORT_DISABLE_TELEMETRY=1\n" in unit
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docker").iterdir()), ids=lambda path: path.name)

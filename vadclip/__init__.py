@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import vadrun.silence  # noqa: F401  # before any library that would report
+
 if TYPE_CHECKING:
     from vadclip.checkpoint import checkpoint_sha256, load_checkpoint, save_checkpoint
     from vadclip.config import ClipConfig, ModelConfig

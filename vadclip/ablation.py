@@ -14,6 +14,7 @@ from vadclip.evaluation import Evaluation
 from vadrun.console import table
 from vadrun.errors import UserError
 from vadrun.files import write_csv, write_json, write_text
+from vadrun.schema import Anything, List, Record, load_json
 
 _BRANCHES_ONLY = Design(prompt="plain", visual="none")
 
@@ -138,8 +139,9 @@ def _earlier(out: Path, origin: Mapping[str, Any]) -> tuple[list[Row], bool]:
     path = out / "ablation.json"
     if not path.exists():
         return [], True
+    advice = "remove it, or name another folder"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path, Record({}, {"rows": List(Record(others=Anything()))}, Anything()), advice)
         if "origin" not in content:
             return [], False
         rows = [
@@ -153,7 +155,7 @@ def _earlier(out: Path, origin: Mapping[str, Any]) -> tuple[list[Row], bool]:
             for row in content["rows"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not read ({error}): remove it, or name another folder") from error
+        raise UserError(f"{path} does not read ({error}): {advice}") from error
     return rows, content["origin"] == json.loads(json.dumps(origin))
 
 

@@ -1,38 +1,44 @@
 """Checkpoints in and out: the authors' ``.pth`` files, and ``.safetensors`` that also tell what they are.
 
-Nothing in a checkpoint is ever executed, and weights are mapped from the file, not copied, wherever they are
-float32 already.
+How files are read is in :mod:`vadclip.weights`; here is what the weights in them mean.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vadclip.clip import build_clip, clip_sizes, count_blocks, pretrained
-from vadclip.config import ModelConfig
+from vadclip.clip import assembled, clip_config, clip_sizes, count_blocks, pretrained
+from vadclip.clip_models import CHOICES, KnownClip, clip_beside, known_clip
+from vadclip.config import ClipConfig, ModelConfig
 from vadclip.model import VadCLIP
 from vadclip.presets import PRESETS, Anomaly, Preset, check_labels, get_preset
+from vadclip.weights import (
+    WeightsFile,
+    check_finite,
+    check_shapes,
+    checkpoint_sha256,
+    read_weights,
+    some,
+    write_weights,
+)
 from vadrun.errors import UserError
-from vadrun.files import sha256, whole_file
+from vadrun.schema import Where, parse_json
+
+__all__ = ["checkpoint_sha256", "load_checkpoint", "load_clip", "save_checkpoint", "save_clip"]
 
 _FORMAT = "vadclip"
+_CLIP_FORMAT = "vadclip-clip"  # of a CLIP alone
 _CLIP = "clipmodel."
 _TOKENS = _CLIP + "token_embedding.weight"
 _VOCABULARY = 49408  # of OpenAI's tokenizer
+_MOST_ROWS = 7 * _VOCABULARY  # characters that the numbers of all rows take
 # Keys that tell the sizes of the head; without them a file is no VadCLIP checkpoint.
 _HEAD_SHAPED = (
     "frame_position_embeddings.weight",
@@ -54,6 +60,7 @@ def load_checkpoint(
     anomaly: Anomaly | None = None,
     mask_padding: bool = False,
     clip: str | None = None,
+    clip_model: str | ClipConfig | None = None,
 ) -> VadCLIP:
     """Read a VadCLIP model: float32, on the CPU, in evaluation mode, CLIP frozen.
 
@@ -71,17 +78,21 @@ def load_checkpoint(
         heads: attention heads of the local module.
         anomaly: the branch that gives the anomaly score.
         mask_padding: exclude padded positions everywhere. A file that was saved with the mask keeps it.
-        clip: open_clip's tag of pretrained weights, such as ``openai``, for a file that holds no CLIP.
+        clip: open_clip's name of pretrained weights, such as ``openai``, for a file that holds no CLIP.
+        clip_model: which CLIP a ``.pth`` holds (:func:`vadclip.clip_models.known_clip`), or its configuration.
+            None: OpenAI's, with QuickGELU and heads of 64, as in all released checkpoints.
 
     Raises:
         UserError: the file or one of the settings cannot be used; the sentence says which and what to do.
     """
     path = Path(path)
     preset = dataset if dataset is None or isinstance(dataset, Preset) else get_preset(dataset)
-    loaded, saved = _read(path)
-    weights = _tensors(path, loaded)
+    file = read_weights(path)
+    saved = _saved(file)
+    weights = file.weights
     _check_head(path, weights)
-    weights = _with_clip(path, weights, clip)
+    known = _known(clip_model)
+    weights, known = _with_clip(path, weights, clip, known)
     layers = count_blocks(weights, "temporal.resblocks.")
     if labels is not None:
         labels = check_labels(labels)
@@ -107,54 +118,70 @@ def load_checkpoint(
     if mask_padding:
         chosen["mask_padding"] = True
     try:
-        sizes = _sizes(weights, layers)
         if saved is None:
-            config = ModelConfig(**sizes, **chosen)
+            config = ModelConfig(**_sizes(weights, layers, known), **chosen)
         else:
+            if known is not None:
+                known.check(saved.config.clip, saved.config.embed_dim)
             config = replace(saved.config, **chosen)
-            if replace(config, **sizes) != config:
+            itself = KnownClip("its configuration", config.clip)
+            if replace(config, **_sizes(weights, layers, itself)) != config:
                 raise UserError("its weights and its configuration say different sizes: save the model again")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
     with torch.device("meta"):
         model = VadCLIP(config)
-    _check_shapes(path, weights, model)
+    check_shapes(path, weights, model, "VadCLIP checkpoint")
     weights = {key: value.to(torch.float32) for key, value in weights.items()}
-    _check_finite(path, weights)
+    check_finite(path, weights)
     model.load_state_dict(weights, strict=True, assign=True)
     if saved is not None:
         model.feature_settings, model.mirrored = saved.feature_settings, saved.mirrored
     return model.eval()
 
 
-def load_clip(path: str | Path) -> nn.Module:
-    """CLIP alone: of a file of open_clip's weights, or out of a checkpoint that :func:`load_checkpoint` takes.
+def load_clip(path: str | Path, clip_model: str | None = None) -> nn.Module:
+    """CLIP alone: of a file of open_clip's or OpenAI's weights, or out of a checkpoint of :func:`load_checkpoint`.
+
+    Weights do not tell their CLIP's activation and heads. A file of :func:`save_clip` does, and so do OpenAI's own
+    archive (``ViT-B-16.pt``) and an ``open_clip_config.json`` beside the file. For another one it has to be said.
+
+    Args:
+        path: the file.
+        clip_model: which CLIP it is, see :func:`vadclip.clip_models.known_clip`.
 
     Raises:
-        UserError: the file cannot be used, or holds no CLIP.
+        UserError: the file cannot be used, holds no CLIP, or nothing tells which one.
     """
     path = Path(path)
-    weights = _tensors(path, _read(path)[0])
-    if "visual.proj" in weights:
-        inner = weights
+    file = read_weights(path)
+    known = _known(clip_model)
+    if "visual.proj" in file.weights:
+        inner = file.weights
+        itself = _told(file)
     else:
-        _check_head(path, weights)
-        weights = _with_clip(path, weights, None)
-        inner = {key.removeprefix(_CLIP): value for key, value in weights.items() if key.startswith(_CLIP)}
+        _check_head(path, file.weights)
+        if not any(key.startswith(_CLIP) for key in file.weights):
+            raise UserError(f"{path} holds no CLIP (no {_CLIP}* weights): name a file that does, or openai")
+        saved = _saved(file)
+        inner = {key.removeprefix(_CLIP): value for key, value in file.weights.items() if key.startswith(_CLIP)}
+        itself = None if saved is None else KnownClip("its configuration", saved.config.clip)
+        if known is None and saved is None:
+            known = known_clip("openai")  # as in all released checkpoints
     try:
-        config, embed_dim = clip_sizes(inner)
+        if known is None and itself is None:
+            raise UserError(
+                "the weights do not tell their CLIP's activation and heads: say which it is with --clip-model,"
+                f" {CHOICES}"
+            )
+        config, embed_dim = _clip_sizes(inner, itself or known)
+        for one in (itself, known):
+            if one is not None:
+                one.check(config, embed_dim)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    with torch.device("meta"):
-        clip = build_clip(embed_dim, config)
-    inner = {key: value.to(torch.float32) for key, value in inner.items()}
-    _check_finite(path, inner)
-    try:
-        clip.load_state_dict(inner, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{path} holds a CLIP whose weights do not fit each other: get it again") from error
-    return clip.requires_grad_(False).eval()
+    return assembled(path, inner, config, embed_dim)
 
 
 def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) -> None:
@@ -180,49 +207,19 @@ def save_checkpoint(model: VadCLIP, path: str | Path, *, compact: bool = False) 
         weights[_TOKENS] = embedding[rows]
         weights = {key: value.half() for key, value in weights.items()}
         metadata[_TOKENS] = " ".join(str(int(row)) for row in rows)
-    _write(Path(path), weights, metadata)
+    write_weights(Path(path), weights, metadata)
 
 
 def save_clip(clip: nn.Module, path: str | Path) -> None:
     """Write an ``open_clip.model.CLIP`` as ``.safetensors`` under open_clip's own names, whole or not at all.
 
-    Raises:
-        UserError: the place cannot be written to.
-    """
-    _write(Path(path), clip.state_dict(), {})
-
-
-def _write(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    try:
-        with whole_file(path) as temporary:
-            mode = temporary.stat().st_mode
-            save_file(weights, temporary, metadata=metadata)
-            temporary.chmod(mode)  # safetensors leaves 0600, which other users could not read
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({error}): name a file in a writable folder") from error
-
-
-def checkpoint_sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a checkpoint file's bytes.
+    The file tells its sizes, heads and activation.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: it is no CLIP with a vision transformer, or the place cannot be written to.
     """
-    path = Path(path)
-    _check_file(path)
-    return sha256(path)
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name a checkpoint file")
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: name a checkpoint file")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a readable file") from error
+    config, _ = clip_config(clip)
+    write_weights(Path(path), clip.state_dict(), {"format": _CLIP_FORMAT, "config": json.dumps(asdict(config))})
 
 
 @dataclass(frozen=True)
@@ -234,128 +231,86 @@ class _Saved:
     mirrored: bool | None
 
 
-def _read(path: Path) -> tuple[object, _Saved | None]:
-    """What the file holds, by its first bytes rather than its name, and what it tells if it is ours."""
-    _check_file(path)
-    with path.open("rb") as stream:
-        start = stream.read(9)
-    # First, because the length that a .safetensors file begins with may look like one of the other two.
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return _read_safetensors(path)
-    if start[:2] == b"PK":
-        return _read_archive(path), None
-    if start[:1] == b"\x80":  # what pickles begin with: torch.save before 1.6, or pickle.dump
-        return _unpickle(path, mmap=False), None
-    raise UserError(f"{path} is not a checkpoint: name a .pth file of torch.save or a .safetensors file")
-
-
-def _read_safetensors(path: Path) -> tuple[object, _Saved | None]:
-    try:
-        with safe_open(path, framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            weights = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (it is no mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no .safetensors file ({error}): get it again") from error
+def _saved(file: WeightsFile) -> _Saved | None:
+    """What a file of :func:`save_checkpoint` tells of itself; the token embedding of a compact one is filled up."""
+    path, metadata = file.path, file.metadata
     if metadata.get("format") != _FORMAT:
-        return weights, None
+        return None
+    where = Where(path, "get it again or save it again")
     try:
         config = ModelConfig.from_json(metadata.get("config", ""))
-        settings = dict(json.loads(metadata["features"])) if "features" in metadata else None
-        mirrored = bool(json.loads(metadata["mirrored"])) if "mirrored" in metadata else None
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged: how its features were made does not read; save it again") from error
+    settings = mirrored = None
+    if "features" in metadata:
+        settings = parse_json(metadata["features"], where)
+        if not isinstance(settings, dict):
+            raise where.error("how its features were made does not read")
+    if "mirrored" in metadata:
+        mirrored = parse_json(metadata["mirrored"], where)
+        if not isinstance(mirrored, bool):
+            raise where.error("its entry 'mirrored' is not true or false")
     if _TOKENS in metadata:
-        weights[_TOKENS] = _with_zero_rows(path, weights.get(_TOKENS), metadata[_TOKENS], config.clip.vocab)
-    return weights, _Saved(config, settings, mirrored)
+        file.weights[_TOKENS] = _with_zero_rows(where, file.weights.get(_TOKENS), metadata[_TOKENS], config.clip)
+    return _Saved(config, settings, mirrored)
 
 
-def _with_zero_rows(path: Path, kept: Tensor | None, numbers: str, count: int) -> Tensor:
+def _with_zero_rows(where: Where, kept: Tensor | None, numbers: str, clip: ClipConfig) -> Tensor:
     """The token embedding that a compact checkpoint holds the rows ``numbers`` of."""
+    # Before any memory is taken for it.
+    fits = kept is not None and kept.ndim == 2 and kept.shape[1] == clip.text_width and clip.vocab == _VOCABULARY
     try:
-        rows = torch.tensor([int(number) for number in numbers.split()])
-        if kept is None:
-            raise ValueError("they are not there")
-        embedding = torch.zeros(count, kept.shape[1], dtype=kept.dtype)
-        embedding[rows] = kept
-    except (ValueError, IndexError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: its token embeddings do not fit ({error}); get it again") from error
+        rows = [int(number) for number in numbers.split()] if len(numbers) <= _MOST_ROWS else []
+    except ValueError:
+        rows = []
+    if not fits or kept is None or len(rows) != len(kept) or not all(0 <= row < _VOCABULARY for row in rows):
+        raise where.error("it is damaged: its token embeddings do not fit")
+    embedding = torch.zeros(_VOCABULARY, clip.text_width, dtype=kept.dtype)
+    embedding[rows] = kept
     return embedding
 
 
-def _read_archive(path: Path) -> object:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.rpartition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is damaged or incomplete ({error}): get it again") from error
-    if "constants.pkl" in members:
-        raise UserError(f"{path} is a TorchScript program, not a checkpoint: name a file of weights")
-    if "data.pkl" not in members:
-        raise UserError(f"{path} is a zip archive without weights: name a file of torch.save")
-    return _unpickle(path, mmap=True)
+def _told(file: WeightsFile) -> KnownClip | None:
+    """What a file of a CLIP alone, or open_clip's configuration beside it, says of its activation and heads."""
+    if file.metadata.get("format") == _CLIP_FORMAT:
+        where = Where(file.path, "save it again")
+        data = parse_json(file.metadata.get("config", ""), where)
+        try:
+            return KnownClip("its configuration", ClipConfig.from_data(data, "its configuration"))
+        except UserError as error:
+            raise UserError(f"{file.path}: {error}") from error
+    if file.openai:
+        return known_clip("openai")
+    return clip_beside(file.path)
 
 
-def _unpickle(path: Path, mmap: bool) -> object:
-    try:
-        with _plain_numbers():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {found[1]}" if found else "it was not written by torch.save"
-        raise UserError(
-            f"{path} is a pickle that may run code ({what}) and was refused unread: save its state dict alone"
-        ) from error
-    except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise UserError(f"{path} is damaged ({type(error).__name__}): get it again") from error
-
-
-def _plain_numbers() -> AbstractContextManager[object]:
-    """Let NumPy numbers through: the authors' training checkpoints hold their best score as one."""
-    # The (object, name) pairs below came to torch with this function, in 2.6.
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
-        return nullcontext()
-    scalar = np.float64(0).__reduce__()[0]
-    return torch.serialization.safe_globals(
-        [
-            (scalar, "numpy.core.multiarray.scalar"),  # written under NumPy 1
-            (scalar, "numpy._core.multiarray.scalar"),
-            np.dtype,
-            *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
-        ]
-    )
-
-
-def _tensors(path: Path, loaded: object) -> dict[str, Tensor]:
-    """The floating-point state dict in what a file holds, without wrappings."""
-    for wrapping in ("model_state_dict", "state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapping), Mapping):
-            loaded = loaded[wrapping]
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(f"{path} holds no state dict ({type(loaded).__name__}): name a VadCLIP checkpoint")
-    weights: dict[str, Tensor] = {}
-    for key, value in loaded.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or not value.is_floating_point():
-            raise UserError(f"{path} is not a VadCLIP checkpoint: its entry {key!r} is no weight")
-        # torch.nn.DataParallel puts "module." before every key.
-        weights[key.removeprefix("module.")] = value
-    return weights
+def _known(clip_model: str | ClipConfig | None) -> KnownClip | None:
+    if isinstance(clip_model, ClipConfig):
+        return KnownClip("the bundle", clip_model)
+    return None if clip_model is None else known_clip(clip_model)
 
 
 def _check_head(path: Path, weights: Mapping[str, Tensor]) -> None:
     if missing := [key for key in _HEAD_SHAPED if key not in weights]:
-        raise UserError(f"{path} is not a VadCLIP checkpoint: it has no {_some(missing)}")
+        raise UserError(f"{path} is not a VadCLIP checkpoint: it has no {some(missing)}")
 
 
-def _with_clip(path: Path, weights: dict[str, Tensor], tag: str | None) -> dict[str, Tensor]:
+def _with_clip(
+    path: Path, weights: dict[str, Tensor], name: str | None, known: KnownClip | None
+) -> tuple[dict[str, Tensor], KnownClip | None]:
+    """The weights with those of a CLIP, and what tells about it."""
     if any(key.startswith(_CLIP) for key in weights):
-        return weights
-    if tag is None:
+        return weights, known
+    if name is None:
         raise UserError(
             f"{path} holds no CLIP (no {_CLIP}* weights): name pretrained CLIP weights to use with it, such as 'openai'"
         )
-    return {**weights, **{_CLIP + key: value for key, value in pretrained(tag).state_dict().items()}}
+    clip = pretrained(name)
+    config, embed_dim = clip_config(clip)
+    if known is not None:
+        known.check(config, embed_dim)
+    weights = {**weights, **{_CLIP + key: value for key, value in clip.state_dict().items()}}
+    return weights, KnownClip(f"open_clip's {name}", config)
 
 
 def _check_layers(path: Path, preset: Preset, layers: int) -> None:
@@ -369,14 +324,16 @@ def _check_layers(path: Path, preset: Preset, layers: int) -> None:
     )
 
 
-def _sizes(weights: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
+def _sizes(weights: Mapping[str, Tensor], layers: int, known: KnownClip | None) -> dict[str, Any]:
     """The entries of a ModelConfig that the weights tell."""
     position = weights["frame_position_embeddings.weight"]
     if position.ndim != 2:
         raise UserError(f"'frame_position_embeddings.weight' is {list(position.shape)}, expected 2 axes")
     positions, embed_dim = position.shape
     inner = {key.removeprefix(_CLIP): value for key, value in weights.items() if key.startswith(_CLIP)}
-    clip, clip_dim = clip_sizes(inner)
+    clip, clip_dim = _clip_sizes(inner, known)
+    if known is not None:
+        known.check(clip, clip_dim)
     if clip_dim != embed_dim:
         raise UserError(f"its CLIP gives features of width {clip_dim}, but its head takes {embed_dim}")
     if clip.vocab != _VOCABULARY:
@@ -384,29 +341,5 @@ def _sizes(weights: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
     return {"embed_dim": embed_dim, "positions": positions, "layers": layers, "clip": clip}
 
 
-def _check_shapes(path: Path, weights: Mapping[str, Tensor], model: VadCLIP) -> None:
-    expected = model.state_dict()
-    if missing := [key for key in expected if key not in weights]:
-        raise UserError(f"{path} is not a whole VadCLIP checkpoint: it has no {_some(missing)}")
-    if unknown := [key for key in weights if key not in expected]:
-        raise UserError(f"{path} is not a VadCLIP checkpoint: it also has {_some(unknown)}")
-    for key, value in expected.items():
-        if weights[key].shape != value.shape:
-            raise UserError(
-                f"{path} has sizes that do not fit each other: {key!r} is {list(weights[key].shape)},"
-                f" but the other weights call for {list(value.shape)}"
-            )
-
-
-def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
-    for key, value in weights.items():
-        # NaN and inf come through to the extremes; isfinite of every weight would take memory for each.
-        if not torch.stack(torch.aminmax(value)).isfinite().all():
-            raise UserError(f"{path} has NaN or infinite weights in {key!r}: use an earlier checkpoint")
-
-
-def _some(keys: Iterable[str]) -> str:
-    """The first three keys and how many more there are."""
-    keys = list(keys)
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(repr(key) for key in keys[:3]) + more
+def _clip_sizes(weights: Mapping[str, Tensor], known: KnownClip | None) -> tuple[ClipConfig, int]:
+    return clip_sizes(weights, None if known is None else known.config)

@@ -49,7 +49,14 @@ def parser() -> argparse.ArgumentParser:
         "--encoder",
         required=True,
         metavar="WHAT",
-        help="a bundle (fast), a checkpoint, or an open_clip tag such as openai",
+        help="a bundle (fast), a checkpoint, a file of CLIP's weights (OpenAI's ViT-B-16.pt, open_clip's), openai, or "
+        "MODEL/TAG of open_clip's pretrained weights",
+    )
+    e.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a file of weights is, where nothing else tells: openai, ViT-B-16 or another of open_clip's "
+        "model names, or its configuration (.json)",
     )
     e.add_argument("--root", type=Path, metavar="DIR", help="where the videos of a list lie now")
     e.add_argument(
@@ -58,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--crops", type=int, default=1, metavar="N", help="1 (default: the centre) or 10")
     e.add_argument("--sample", default="middle", metavar="WHICH", help="frame of a snippet: first, middle or mean")
     e.add_argument("--snippet-seconds", type=float, metavar="SEC", help="cut snippets by time, not every 16 frames")
+    e.add_argument(
+        "--preprocessing",
+        metavar="STYLE",
+        help="default, or reference: pixels as OpenCV makes them, as for the authors' features (default: the bundle's)",
+    )
     e.add_argument("--dtype", default="float16", metavar="T", help="float16 (default) or float32")
     e.add_argument("--stream", type=int, metavar="N", help="number of the video stream (default: each file's main one)")
     e.add_argument("--batch", type=int, default=8, metavar="N", help="frames per encoder call (default 8)")
@@ -87,7 +99,16 @@ def _add_train(t: argparse.ArgumentParser) -> None:
     t.add_argument("--list", required=True, type=Path, metavar="CSV", help="training list: path,label of feature files")
     t.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     t.add_argument(
-        "--clip", default="openai", metavar="WHAT", help="CLIP that made the features: an open_clip tag or a checkpoint"
+        "--clip",
+        default="openai",
+        metavar="WHAT",
+        help="CLIP that made the features, as for extract --encoder (default openai)",
+    )
+    t.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a file of weights is, where nothing else tells: openai, ViT-B-16 or another of open_clip's "
+        "model names, or its configuration (.json)",
     )
     t.add_argument("--dataset", metavar="NAME", help="ucf or xd; or give --classes")
     t.add_argument("--classes", type=Path, metavar="FILE", help="your own classes and their prompts (YAML or JSON)")
@@ -172,9 +193,15 @@ def _extract(arguments: argparse.Namespace) -> int:
         by="frames" if arguments.snippet_seconds is None else "time",
         seconds=arguments.snippet_seconds,
     )
-    options = ExtractOptions(arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate)
+    options = ExtractOptions(
+        arguments.crops, sampling, arguments.dtype, arguments.stream, arguments.rate, arguments.preprocessing
+    )
     encoder = open_encoder(
-        arguments.encoder, batch=arguments.batch, backend=arguments.backend, precision=arguments.precision
+        arguments.encoder,
+        batch=arguments.batch,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        clip_model=arguments.clip_model,
     )
     print(f"{len(videos)} videos, encoder {encoder.name}", file=sys.stderr)
     began = time.monotonic()
@@ -221,10 +248,8 @@ class _Training:
     """What ``train`` and ``ablate`` have in common: inputs that are checked, and runs."""
 
     def __init__(self, arguments: argparse.Namespace, designs: Sequence[Design] = ()) -> None:
-        from vadclip.checkpoint import load_clip
-        from vadclip.clip import pretrained
         from vadclip.device import find_device
-        from vadclip.extract import clip_name
+        from vadclip.extract import clip_name, open_clip_model
         from vadclip.lists import load_classes, load_list
         from vadclip.presets import get_preset
         from vadclip.recipes import get_recipe
@@ -241,9 +266,8 @@ class _Training:
         changed = {name: value for name, value in given.items() if value is not None}
         self.recipe = replace(get_recipe(arguments.recipe, self.preset.name), **changed)
         self.listed = load_list(arguments.list, self.preset, arguments.root)
-        source = Path(arguments.clip)
-        self.clip = load_clip(source) if source.exists() or source.suffix else pretrained(arguments.clip)
-        check_clip(self.listed.paths, clip_name(arguments.clip))
+        self.clip = open_clip_model(arguments.clip, arguments.clip_model)
+        check_clip(self.listed.paths, clip_name(arguments.clip, self.clip))
         for design in designs or (None,):
             new_config(self.preset, self.clip, design)  # a label that is too long is found now
         self.device = str(find_device(arguments.device))
@@ -253,7 +277,7 @@ class _Training:
 
     def _test_set(self) -> TestSet:
         """The test list, checked before hours of training and not after."""
-        from vadclip.clip import clip_sizes
+        from vadclip.clip import clip_config
         from vadclip.groundtruth import read_annotations
         from vadclip.lists import check_apart, crop_remark, load_list, one_crop, without_missing
         from vadclip.sidecar import check_test_features, common_settings
@@ -266,7 +290,7 @@ class _Training:
         check_apart(self.listed, listed)
         annotations = read_annotations(arguments.annotations)
         events = None if arguments.events is None else read_annotations(arguments.events)
-        width = clip_sizes(self.clip.state_dict())[1]
+        width = clip_config(self.clip)[1]
         listed = one_crop(listed, self.preset.centre_crop)
         if (remark := crop_remark(listed, self.preset.centre_crop)) is not None:
             print(f"vadclip: {remark}", file=sys.stderr)

@@ -7,7 +7,6 @@ the check for damage too, and writes their snippets one after another into one f
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from torch import Tensor
 from vadclip.lists import FeatureList
 from vadrun.errors import UserError
 from vadrun.files import whole_directory, write_json
+from vadrun.schema import List, Record, Text, Whole, load_json
 
 Progress = Callable[[int, int], None]
 """Called with how many files are done, and of how many."""
@@ -138,7 +138,7 @@ def open_store(
             _add(digest, features)
             lengths.append(len(features))
         return FileStore(listed, np.array(lengths, dtype=np.int64), digest.hexdigest(), width, positions)
-    index = _index_of(cache, key)
+    index = _index_of(cache, key, listed, width)
     if index is None:
         index = _pack(listed, width, positions, cache, key, progress)
     return PackedStore(cache, index)
@@ -235,23 +235,38 @@ def _fingerprint(listed: FeatureList, width: int, positions: int) -> str:
     return digest.hexdigest()
 
 
-def _index_of(cache: Path, key: str) -> dict[str, Any] | None:
+_INDEX = Record(
+    {
+        "key": Text(),
+        "bytes": Whole(),
+        "digest": Text(),
+        "width": Whole(1),
+        "lengths": List(Whole()),
+        "half": List(Whole(0, 1)),
+    }
+)
+
+
+def _index_of(cache: Path, key: str, listed: FeatureList, width: int) -> dict[str, Any] | None:
     """The index of a packed copy of just these files, if ``cache`` is one and whole."""
     try:
-        index = json.loads((cache / "index.json").read_text(encoding="utf-8"))
+        index: dict[str, Any] = load_json(cache / "index.json", _INDEX, "pack the features again", most=256 << 20)
         size = (cache / "features.bin").stat().st_size
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return None
-    if not isinstance(index, dict) or index.get("key") != key or index.get("bytes") != size:
-        return None
-    return index
+    lengths, half = index["lengths"], index["half"]
+    whole = index["key"] == key and len(lengths) == len(half) == len(listed)
+    rows = sum(length * (2 if kind else 4) for length, kind in zip(lengths, half, strict=False))
+    return index if whole and index["bytes"] == size == rows * width else None
 
 
 def _pack(
     listed: FeatureList, width: int, positions: int, cache: Path, key: str, progress: Progress | None
 ) -> dict[str, Any]:
-    if cache.exists() and not (cache / "index.json").is_file() and (not cache.is_dir() or any(cache.iterdir())):
-        raise UserError(f"{cache} is something else than packed features: name another place for the cache")
+    if cache.exists():
+        held = {path.name for path in cache.iterdir()} if cache.is_dir() else {""}
+        if held and ("index.json" not in held or held - {"index.json", "features.bin"}):
+            raise UserError(f"{cache} is something else than packed features: name another place for the cache")
     digest, lengths, half = hashlib.sha256(), [], []
     try:
         with whole_directory(cache, replace=True) as folder:

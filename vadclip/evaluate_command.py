@@ -80,7 +80,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
     m.add_argument("--anomaly", metavar="BRANCH", help="confidence or alignment: the branch that is reported")
     m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
-    m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
+    m.add_argument(
+        "--clip", metavar="TAG", help="CLIP for a checkpoint without it: openai, or MODEL/TAG of open_clip's weights"
+    )
+    m.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a .pth holds: openai (default), ViT-B-16 or another of open_clip's model names, or its .json",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -154,6 +161,7 @@ def _of_model(
         anomaly=arguments.anomaly,
         mask_padding=arguments.mask_padding,
         clip=arguments.clip,
+        clip_model=arguments.clip_model,
     )
     preset = classes_of(scorer.labels, own)
     listed, _ = without_missing(load_list(arguments.list, preset, arguments.root))

@@ -27,6 +27,7 @@ from vadrun.errors import UserError
 from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
+from vadrun.schema import Maybe, Record, Table, Text, Whole, load_json
 
 DTYPES = ("float16", "float32")
 DAMAGE = "damage.json"
@@ -41,6 +42,7 @@ class Encoder:
     size: int  # S
     name: str  # for the sidecar: what features depend on
     batch: int
+    preprocessing: Preprocessing | None = None  # a bundle's own
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class ExtractOptions:
         dtype: of the files, ``float16`` or ``float32``.
         stream: FFmpeg's number of the video stream to read; None for each file's main one.
         rate: frames per second of folders of frames; None: no folder is read as a video.
+        preprocessing: ``default`` or ``reference``, see :meth:`Preprocessing.for_size`; None: as the bundle that
+            encodes, or default.
     """
 
     crops: int = 1
@@ -60,6 +64,7 @@ class ExtractOptions:
     dtype: str = "float16"
     stream: int | None = None
     rate: float | None = None
+    preprocessing: str | None = None
 
     def __post_init__(self) -> None:
         if self.crops not in (1, 10):
@@ -107,7 +112,10 @@ def extract(
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(f"two videos are called {name!r}, and so would be their features: rename one")
-    preprocessing = Preprocessing.for_size(encoder.size)
+    if encoder.preprocessing is not None and options.preprocessing is None:
+        preprocessing = encoder.preprocessing
+    else:
+        preprocessing = Preprocessing.for_size(encoder.size, style=options.preprocessing or "default")
     _check_sidecar(out, encoder, options, preprocessing)
     report = Report()
     known = _read_damage(out)
@@ -199,7 +207,8 @@ def _features(
         waiting.clear()
 
     with open_footage(path, options.rate, options.stream) as video:
-        for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops]):
+        # Truth at frame level counts frames, whatever their times say.
+        for snippet in video.snippets(options.sampling, preprocessing, TEN_CROPS[: options.crops], joins=True):
             waiting.append(snippet.images.reshape(-1, *snippet.images.shape[2:]))
             if sum(map(len, waiting)) >= encoder.batch:
                 encode()
@@ -240,16 +249,16 @@ def _check_sidecar(out: Path, encoder: Encoder, options: ExtractOptions, preproc
             )
 
 
+_DAMAGED = Table(Record({"bytes": Maybe(Whole()), "damage": Text(plain=False)}), key=Text(plain=False), most=100_000)
+
+
 def _read_damage(out: Path) -> dict[str, tuple[int | None, str]]:
     """Video name -> size in bytes and what is wrong with it, of those whose features do not go to their end."""
     path = out / DAMAGE
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: (entry["bytes"], str(entry["damage"])) for name, entry in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not read ({error}): remove it, or give another --out") from error
+    content = load_json(path, _DAMAGED, "remove it, or give another --out", most=64 << 20)
+    return {name: (entry["bytes"], entry["damage"]) for name, entry in content.items()}
 
 
 def _write_damage(out: Path, known: Mapping[str, tuple[int | None, str]]) -> None:
@@ -283,16 +292,60 @@ def _write(path: Path, values: NDArray[Any]) -> None:
         write_bytes(path, content.getbuffer())
 
 
-def clip_name(source: str) -> str:
-    """What a sidecar calls the CLIP of a checkpoint or of open_clip's tag: a file by its name and SHA-256."""
+def clip_name(source: str, clip: Any) -> str:
+    """What a sidecar calls a CLIP of :func:`open_clip_model`: a file by its name and SHA-256, then its arithmetic.
+
+    The same weights give other features with another activation or other heads than OpenAI's, so these are named too.
+    """
+    from vadclip.clip import clip_config
+    from vadclip.clip_models import HEAD_WIDTH
+
+    config, _ = clip_config(clip)
+    arithmetic = "fp32"
+    if config.activation != "quickgelu":
+        arithmetic += f",{config.activation}"
+    if config.vision_width != HEAD_WIDTH * config.vision_heads:
+        arithmetic += f",heads={config.vision_heads}"
+    if _is_file(source):
+        return f"{Path(source).name} {sha256(Path(source))} {arithmetic}"
+    return f"open_clip {source} {arithmetic}"
+
+
+def open_clip_model(source: str, clip_model: str | None = None) -> Any:
+    """The CLIP of a file (:func:`vadclip.checkpoint.load_clip`) or of open_clip's pretrained weights by name.
+
+    Args:
+        source: a file of weights, or a name as :func:`vadclip.clip.pretrained` takes it.
+        clip_model: which CLIP a file is, where nothing else tells.
+
+    Raises:
+        UserError: neither of the two, or it cannot be loaded.
+    """
+    from vadclip.clip import pretrained
+
+    if _is_file(source):
+        from vadclip.checkpoint import load_clip
+
+        return load_clip(source, clip_model)
+    if clip_model is not None:
+        raise UserError(f"{source} is a name of weights, not a file, and says which CLIP it is: leave --clip-model out")
+    return pretrained(source)
+
+
+def _is_file(source: str) -> bool:
     path = Path(source)
-    if path.exists() or path.suffix:
-        return f"{path.name} {sha256(path)} fp32"
-    return f"open_clip {source} fp32"
+    return path.exists() or bool(path.suffix)
 
 
-def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precision: str = "auto") -> Encoder:
-    """The image encoder of a bundle's folder, of a VadCLIP checkpoint, or of open_clip's tag (``openai``).
+def open_encoder(
+    source: str,
+    *,
+    batch: int = 8,
+    backend: str = "auto",
+    precision: str = "auto",
+    clip_model: str | None = None,
+) -> Encoder:
+    """The image encoder of a bundle's folder, or of a CLIP as :func:`open_clip_model` takes it.
 
     A bundle is the fast one and needs no torch; its backend and arithmetic are part of the name.
 
@@ -301,24 +354,21 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
     """
     path = Path(source)
     if path.is_dir():
+        if clip_model is not None:
+            raise UserError(f"{source} is a bundle, which says which CLIP it holds: leave --clip-model out")
         from vadrun.engine import Engine
 
         engine = Engine.load(path, backend, precision=precision, batch=batch)
         model, graph = engine.bundle.model, engine.backend.encoder_file
         digest = next(entry.sha256 for entry in engine.bundle.files if entry.name == graph)
-        return Encoder(engine.encode, model.image_size, f"{graph} {digest} {engine.backend.precision}", batch)
+        name = f"{graph} {digest} {engine.backend.precision}"
+        return Encoder(engine.encode, model.image_size, name, batch, engine.bundle.preprocessing)
     import torch
 
-    from vadclip.clip import pretrained
     from vadclip.device import find_device
     from vadclip.images import normalise
 
-    if path.exists() or path.suffix:
-        from vadclip.checkpoint import load_clip
-
-        clip: Any = load_clip(path)
-    else:
-        clip = pretrained(source)
+    clip = open_clip_model(source, clip_model)
     device = find_device(model=clip.eval())
 
     @torch.inference_mode()
@@ -326,4 +376,4 @@ def open_encoder(source: str, *, batch: int = 8, backend: str = "auto", precisio
         features: torch.Tensor = clip.encode_image(normalise(frames).to(device))
         return np.asarray(features.cpu().numpy(), np.float32)
 
-    return Encoder(encode, int(clip.visual.image_size[0]), clip_name(source), batch)
+    return Encoder(encode, int(clip.visual.image_size[0]), clip_name(source, clip), batch)

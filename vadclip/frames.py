@@ -97,6 +97,8 @@ class FrameFolder:
         sampling: Sampling | None = None,
         preprocessing: Preprocessing | None = None,
         crops: Sequence[tuple[str, bool]] | None = None,
+        *,
+        joins: bool = False,
     ) -> Iterator[Snippet]:
         """As :meth:`vadrun.video.Video.snippets`.
 
@@ -108,7 +110,7 @@ class FrameFolder:
         def image(index: int) -> NDArray[np.uint8]:
             return convert(self.frame(index))
 
-        sampler: Sampler[int, NDArray[np.uint8]] = Sampler(sampling or Sampling(), image)
+        sampler: Sampler[int, NDArray[np.uint8]] = Sampler(sampling or Sampling(), image, joins=joins)
         for index in range(len(self._names)):
             for found in sampler.push(index, index / self._rate, 1 / self._rate):
                 yield Snippet(found.index, found.start, found.end, np.stack(found.images), found.short)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +21,13 @@ from vadclip.features import CROPS, count_snippets, holds_ten_crops, read_featur
 from vadclip.moved import places
 from vadclip.presets import ANOMALY_BRANCHES, NORMAL, PRESETS, Preset, check_labels
 from vadclip.tables import read_table, required
+from vadclip.yaml_text import MOST_BYTES, parse_yaml
 from vadrun.errors import UserError
-from vadrun.inputs import EXTENSIONS, shown
+from vadrun.inputs import EXTENSIONS, redacted
+from vadrun.schema import Where, parse_json, read_file, shown
 
 _CROP = re.compile(r"__(\d+)$")
+_MOST_NAME = 200  # characters
 _FILLER = "0"  # XD-Violence's labels name three classes always: "B1-B2-0", "G-0-0"
 _OWN = {"name", "classes", "window", "layers", "heads", "anomaly", "mirrored"}
 _OWN_DEFAULTS = {"window": 8, "layers": 2, "heads": 1, "anomaly": "confidence", "mirrored": False}
@@ -177,7 +179,7 @@ def read_video_list(
     missing = [video for video in videos if not video.exists()]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {shown(missing[0])}:"
+            f"{path}: {len(missing)} of {len(videos)} videos are missing, the first is {redacted(missing[0])}:"
             " name the folder they are in with --root, or take them off the list"
         )
     return [(video, label) for video, (_, _, label) in zip(videos, rows, strict=True)]
@@ -322,52 +324,46 @@ def load_classes(path: str | Path) -> Preset:
     data = _parse(path)
     if not isinstance(data, Mapping) or "classes" not in data:
         raise UserError(f"{path} has no entry 'classes': list the normal class first, then the others")
-    if unknown := sorted(str(key) for key in data if key not in _OWN):
-        raise UserError(f"{path} has the unknown entry {unknown[0]!r}: use {', '.join(sorted(_OWN))}")
+    if unknown := [key for key in data if key not in _OWN]:
+        raise UserError(f"{path} has the unknown entry {shown(unknown[0])}: use {', '.join(sorted(_OWN))}")
     classes = data["classes"]
     if not isinstance(classes, Mapping):
         prompts = check_labels(classes, str(path))
         names: tuple[str, ...] = prompts
     else:
         prompts = check_labels(list(classes.values()), str(path))
-        names = tuple(str(name) for name in classes)
+        names = tuple(str(name) if isinstance(name, str | int) else "" for name in classes)
     for name in names:
-        if name.strip() != name or name in ("", _FILLER):
-            raise UserError(f"{path}: {name!r} cannot be the name of a class: use a word or a number above 0")
+        if name.strip() != name or name in ("", _FILLER) or not name.isprintable() or len(name) > _MOST_NAME:
+            raise UserError(f"{path}: {shown(name)} cannot be the name of a class: use a word or a number above 0")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: two classes have one name, once as a number and once as a word: rename one")
     settings: dict[str, Any] = {key: data.get(key, default) for key, default in _OWN_DEFAULTS.items()}
     for key in ("window", "layers", "heads"):
         if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 1:
-            raise UserError(f"{path}: {key} is {settings[key]!r}: use a whole number of at least 1")
+            raise UserError(f"{path}: {key} is {shown(settings[key])}: use a whole number of at least 1")
     if settings["anomaly"] not in ANOMALY_BRANCHES:
-        raise UserError(f"{path}: anomaly is {settings['anomaly']!r}: use one of {', '.join(ANOMALY_BRANCHES)}")
+        raise UserError(f"{path}: anomaly is {shown(settings['anomaly'])}: use one of {', '.join(ANOMALY_BRANCHES)}")
     if not isinstance(settings["mirrored"], bool):
-        raise UserError(f"{path}: mirrored is {settings['mirrored']!r}: use true or false")
-    name = str(data.get("name", path.stem))
+        raise UserError(f"{path}: mirrored is {shown(settings['mirrored'])}: use true or false")
+    name = data.get("name", path.stem)
+    if not isinstance(name, str | int) or not str(name).isprintable() or len(str(name)) > _MOST_NAME:
+        raise UserError(f"{path}: name is {shown(name)}: use a word")
+    name = str(name)
     if name in PRESETS:
         raise UserError(f"{path}: the name {name!r} is a built-in dataset's: choose another")
     return Preset(name=name, classes=dict(zip(names, prompts, strict=True)), **settings)
 
 
 def _parse(path: Path) -> object:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML or JSON file of classes") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; save the classes as plain UTF-8") from error
+    where = Where(path, "name a file of classes, YAML or JSON, as in the documentation")
+    raw = read_file(path, where, most=MOST_BYTES)
     if path.suffix.lower() == ".json":
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path}: is not JSON ({error}); correct it") from error
+        return parse_json(raw, where)
     try:
-        import yaml
-    except ImportError as error:
-        raise UserError(f"{path}: PyYAML is not installed: install vadclip-edge[train], or write JSON") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+        return parse_yaml(raw.decode("utf-8-sig"), where)
+    except UnicodeDecodeError:
+        raise where.error("it is not UTF-8 text") from None
 
 
 def _read_rows(path: Path) -> list[tuple[int, str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,12 @@ from vadclip.presets import NORMAL
 from vadclip.tables import read_table
 from vadrun.arrays import Array, load_npy
 from vadrun.errors import UserError
+from vadrun.schema import Anything, Record, Table, load_json
 
 _TABLE = "scores.csv"
 _FIXED = ("snippet", "start", "end", "anomaly")  # columns of vadrun's table before those of the classes
 _SUM = 0.02  # by how much the probabilities of a snippet may differ from 1 in sum
+_SAMPLED = Record({"sampling": Table(Anything())}, others=Anything())
 _ADVICE = "write the scores again"
 
 
@@ -127,9 +128,9 @@ def _of_classes(path: Path, values: NDArray[Any], anomaly: NDArray[np.float64] |
 def _check_sampling(path: Path) -> None:
     """Frames can be told from snippets by number only if those are of 16 frames each."""
     try:
-        sampling = json.loads(path.read_text(encoding="utf-8"))["sampling"]
-        by, frames = sampling["by"], sampling["frames"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sampling = load_json(path, _SAMPLED, "", most=64 << 20)["sampling"]
+        by, frames = sampling.get("by"), sampling.get("frames")
+    except UserError:
         return  # not there, or of another program
     if (by, frames) != ("frames", FRAMES_PER_SNIPPET):
         raise UserError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from vadrun.errors import UserError
+from vadrun.schema import Where, read_file, shown
 
 Anomaly = Literal["confidence", "alignment"]
 """Which branch gives the anomaly score: sigmoid of the C-branch, or 1 - p(normal) of the A-branch."""
@@ -16,6 +18,9 @@ Anomaly = Literal["confidence", "alignment"]
 ANOMALY_BRANCHES: tuple[str, ...] = get_args(Anomaly)
 NORMAL = 0
 """Index of the normal class among the labels, everywhere."""
+_MOST_LABELS = 1000
+_MOST_BYTES = 1 << 20  # of a file of labels
+_MOST_CHARACTERS = 1000  # of a label; CLIP reads 75 tokens, with a prompt of one's own around it
 
 
 @dataclass(frozen=True)
@@ -108,25 +113,33 @@ def get_preset(name: str) -> Preset:
     try:
         return PRESETS[name]
     except (KeyError, TypeError):
-        raise UserError(f"unknown dataset {name!r}: use one of {', '.join(PRESETS)}") from None
+        raise UserError(f"unknown dataset {shown(name)}: use one of {', '.join(PRESETS)}") from None
 
 
 def check_labels(labels: Sequence[str], source: str = "labels") -> tuple[str, ...]:
     """``labels`` as a tuple with outer blanks removed, normal first.
 
     Raises:
-        UserError: they are not a sequence of strings, one is empty, two are equal to the text encoder (case
-            and spacing do not count), or there are fewer than two. The sentence starts with ``source``.
+        UserError: they are not a sequence of strings, one is empty, too long or has control characters, two are equal
+            to the text encoder (case and spacing do not count), or there are fewer than two or absurdly many. The
+            sentence starts with ``source``.
     """
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise UserError(f"{source}: expected a list of strings, got {type(labels).__name__}")
+    if len(labels) > _MOST_LABELS:
+        raise UserError(f"{source}: found {len(labels)} labels; name {_MOST_LABELS} at most")
     seen: dict[str, str] = {}
     for index, label in enumerate(labels):
         if not isinstance(label, str):
-            raise UserError(f"{source}: label {index} is {label!r}, which is not a string")
+            raise UserError(f"{source}: label {index} is {shown(label)}, which is not a string")
         key = " ".join(label.split()).casefold()
         if not key:
             raise UserError(f"{source}: label {index} is empty; remove it or name the class")
+        if len(key) > _MOST_CHARACTERS:
+            raise UserError(f"{source}: label {index} has {len(key)} characters; use {_MOST_CHARACTERS} at most")
+        # Events, tables and terminals show it on one line.
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in label.strip()):
+            raise UserError(f"{source}: label {index}, {shown(label)}, has a control or half a character; remove it")
         if key in seen:
             raise UserError(f"{source}: {label.strip()!r} repeats {seen[key]!r}; each class needs its own")
         seen[key] = label.strip()
@@ -144,11 +157,10 @@ def load_labels(path: str | Path) -> tuple[str, ...]:
         UserError: the file cannot be read as text, or its labels do not pass :func:`check_labels`.
     """
     path = Path(path)
+    where = Where(path, "name a plain UTF-8 text file of labels, one a line")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a text file of labels") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; save the labels as plain UTF-8, one a line") from error
+        text = read_file(path, where, most=_MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise where.error("it is not UTF-8 text") from None
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
     return check_labels([line for line in lines if line], source=str(path))

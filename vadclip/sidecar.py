@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vadclip.metrics import FRAMES_PER_SNIPPET
 from vadrun.errors import UserError
+from vadrun.schema import Anything, Record, Table, Text, load_json
 
 if TYPE_CHECKING:  # the reader of videos is not needed here
     from vadrun.preprocessing import Preprocessing
 
 SIDECAR = "features.json"
 _DECISIVE = ("encoder", "sampling", "preprocessing")  # the number type changes nothing that matters
+
+_SIDECAR = Record(
+    {},
+    {"encoder": Text(plain=False), "sampling": Table(Anything()), "preprocessing": Table(Anything())},
+    others=Anything(),
+)
 
 FeatureSettings = Mapping[str, Any]
 """``encoder`` (a name), ``sampling`` and ``preprocessing`` (as in a bundle's manifest, without crop and mirror)."""
@@ -34,12 +42,9 @@ def read_sidecar(folder: Path) -> dict[str, Any] | None:
         UserError: the sidecar does not read.
     """
     path = folder / SIDECAR
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} does not read ({error}): extract into another folder") from error
+    return dict(load_json(path, _SIDECAR, "extract into another folder"))
 
 
 def common_settings(paths: Iterable[Path]) -> dict[str, Any] | None:
@@ -104,7 +109,7 @@ def check_test_features(
     if trained is None:
         return
     made_by, wanted = str(settings.get("encoder", "")), str(trained.get("encoder", ""))
-    if made_by and wanted and not _same_encoder(made_by, wanted) and _identity(made_by) != [sha256, "fp32"]:
+    if made_by and wanted and not _same_encoder(made_by, wanted) and not _of_file(made_by, sha256):
         raise UserError(
             f"the test features were made by the CLIP {made_by!r}, but {what} wants those of {wanted!r}: extract them"
             " with the same --encoder"
@@ -137,6 +142,12 @@ def check_clip(paths: Iterable[Path], name: str) -> None:
 def _identity(encoder: str) -> list[str | None]:
     """SHA-256 (or open_clip's tag) and arithmetic: without the file's name, which may change."""
     return [*encoder.rsplit(" ", 2)[1:]]
+
+
+def _of_file(encoder: str, sha256: str | None) -> bool:
+    """Whether it is PyTorch's float32 of a file."""
+    words = encoder.rsplit(" ", 2)
+    return len(words) == 3 and words[1] == sha256 and words[2].split(",")[0] == "fp32"
 
 
 def _same_encoder(one: str, other: str) -> bool:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vadclip.checkpoint import save_checkpoint
-from vadclip.clip import clip_sizes
+from vadclip.clip import clip_config
 from vadclip.config import Design, ModelConfig
 from vadclip.data import FeatureStore, Fetcher, Progress, ahead, epoch_rows, open_store
 from vadclip.lists import FeatureList, crop_remark, one_crop, split_by_video, without_missing
@@ -89,7 +89,7 @@ def new_config(
     Raises:
         UserError: the CLIP's sizes do not fit, or a label has no tokens or too many.
     """
-    sizes, width = clip_sizes(clip.state_dict())
+    sizes, width = clip_config(clip)
     design = design or Design()
     config = ModelConfig(
         width,

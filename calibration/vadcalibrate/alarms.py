@@ -53,7 +53,10 @@ def levels() -> Floats:
 
 @dataclass(frozen=True)
 class Track:
-    """One class's score over all footage, one video after the other with a pause that nothing merges across."""
+    """One class's score over all footage, one video after the other with a pause that nothing merges across.
+
+    Gaps within a video that are longer than that are shortened to it: nobody saw anything in them.
+    """
 
     score: Floats  # [N]
     start: Floats  # seconds [N]
@@ -79,13 +82,18 @@ class Track:
 
 
 def track(footage: Sequence[Footage], column: int, pause: float) -> Track:
-    """The score of one class (its column of the scores) over all footage, with ``pause`` seconds between videos."""
+    """The score of one class (its column of the scores) over all footage.
+
+    There are ``pause`` seconds between videos, and no more than that between the snippets of a video.
+    """
     score, start, end = [], [], []
     offset = 0.0
     for item in footage:
+        gaps = item.spans[1:, 0] - item.spans[:-1, 1]
+        moved = offset - np.concatenate([[0.0], np.cumsum(np.maximum(gaps - pause, 0.0))])
         score.append(item.scores[:, column])
-        start.append(item.spans[:, 0] + offset)
-        end.append(item.spans[:, 1] + offset)
+        start.append(item.spans[:, 0] + moved)
+        end.append(item.spans[:, 1] + moved)
         offset = float(end[-1][-1]) + pause
     return Track(np.concatenate(score), np.concatenate(start), np.concatenate(end))
 

@@ -174,7 +174,7 @@ def gate_summary(gate: dict[str, Any]) -> str:
             f"this footage is too short to show the {gate['wanted']:g} that was allowed: the threshold goes by the "
             "mean over it"
         )
-    if events["found"]:
+    if events["share_missed_at_most"] is not None:
         lines.append(
             f"none of its {events['found']} events is missed; that shows that at most "
             f"{events['share_missed_at_most']:.0%} of such events are, with {confidence}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,26 @@ from vadrun.files import sha256
 from vadrun.inputs import find_videos, named_videos
 from vadrun.pipeline import run_video
 from vadrun.places import RESULT
+from vadrun.schema import SHA256, Anything, Maybe, Number, Record, Text, Where, Whole, load_json, read_file
+
+_SCORES = "scores.csv"
+_MOST_BYTES = 256 << 20  # of scores.csv: about a month of snippets with 14 classes
+_PATH = Text(plain=False)  # or a sentence with a path in it, which may hold anything
+# What is read of result.json, as vadrun.pipeline.VideoResult writes it.
+_RESULT = Record(
+    {
+        "source": _PATH,
+        "bundle": Record({"sha256": SHA256}, others=Anything()),
+        "video": Record(
+            {"rate": Number(0, 100_000), "width": Whole(1, 100_000), "height": Whole(1, 100_000)}, others=Anything()
+        ),
+        "damage": Maybe(_PATH),
+        "rule": Record({}, {"probabilities": Maybe(Text())}, others=Anything()),
+        "backend": Record({"precision": Text(most=100)}, others=Anything()),
+    },
+    optional={"gate": Maybe(Record({"mode": Text()}, others=Anything()))},
+    others=Anything(),
+)
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float, float | None], None]
@@ -170,22 +189,13 @@ def _from_video(video: Path, engine: Engine, progress: Progress) -> Footage:
 
 def _from_result(folder: Path, engine: Engine) -> Footage:
     again = "run vadrun --out again"
-    try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        bundle, source = result["bundle"]["sha256"], str(result["source"])
-        video, damage = result["video"], result["damage"]
-        probabilities = result["rule"].get("probabilities")
-        held = result.get("gate") is not None and result["gate"]["mode"] != "shadow"
-        rate, picture = float(video["rate"]), (int(video["width"]), int(video["height"]))
-        precision = str(result["backend"]["precision"])
-        with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
-            header, *rows = list(csv.reader(stream))
-        values = np.array([[float(cell) for cell in row] for row in rows], np.float64).reshape(-1, len(header))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} does not read as a result of vadrun ({error}): {again}") from error
+    result = load_json(folder / RESULT, _RESULT, again, most=64 << 20)
+    bundle, source, damage, video = result["bundle"]["sha256"], result["source"], result["damage"], result["video"]
+    probabilities, gate = result["rule"].get("probabilities"), result.get("gate")
+    header, values = _read_scores(folder / _SCORES, again)
     if bundle != engine.bundle.sha256:
         raise UserError(f"{folder} is of another bundle than {engine.bundle.root}: {again} with this one")
-    if held:
+    if gate is not None and gate["mode"] != "shadow":
         raise UserError(
             f"{folder} is of a run with --gate, whose scores are partly of held features: {again} without it, or with "
             "--gate shadow"
@@ -195,7 +205,31 @@ def _from_result(folder: Path, engine: Engine) -> Footage:
     if damage is not None:
         raise UserError(f"{damage}; leave its results out, or cut a sound part from it")
     if header[4:] != engine.labels:
-        raise UserError(f"{folder / 'scores.csv'} has other classes than {engine.bundle.root}: {again}")
+        raise UserError(f"{folder / _SCORES} has other classes than {engine.bundle.root}: {again}")
     return Footage(
-        Path(source).stem, source, values[:, 1:3], class_scores(values[:, 3], values[:, 4:]), rate, picture, precision
+        Path(source).stem,
+        source,
+        values[:, 1:3],
+        class_scores(values[:, 3], values[:, 4:]),
+        float(video["rate"]),
+        (video["width"], video["height"]),
+        result["backend"]["precision"],
     )
+
+
+def _read_scores(path: Path, again: str) -> tuple[list[str], Floats]:
+    """Header and rows [n,4+m] of ``scores.csv``.
+
+    Raises:
+        UserError: it cannot be read, or has other columns.
+    """
+    where = Where(path, again)
+    raw = read_file(path, where, most=_MOST_BYTES)
+    try:
+        header, *rows = csv.reader(raw.decode("utf-8").splitlines())
+        values = np.array([[float(cell) for cell in row] for row in rows], np.float64).reshape(-1, len(header))
+    except (ValueError, csv.Error) as error:
+        raise where.error(f"it does not read as scores ({str(error)[:200]})") from error
+    if len(header) < 6:
+        raise where.error(f"it has {len(header)} columns, not snippet, start, end, anomaly and the classes")
+    return header, values

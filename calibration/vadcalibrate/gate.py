@@ -352,11 +352,6 @@ def _of_video(
 
         for features in engine.encode_each(images()):
             for (snippet, verdicts), feature in zip(under_way.popleft(), features, strict=True):
-                if not np.isfinite(feature).all():
-                    raise UserError(
-                        f"{path} has a feature that is not finite at {snippet.start:.1f} s: check the bundle with "
-                        "vadexport verify, or leave the video out"
-                    )
                 found.spans.append((snippet.start, snippet.end))
                 found.waiting.append(snippet.without_images())
                 found.plain.take(snippet.index, feature, Verdict.ENCODE)

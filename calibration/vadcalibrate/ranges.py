@@ -19,9 +19,11 @@ import onnx
 from numpy.typing import NDArray
 
 from vadcalibrate.diverse import Chosen
+from vadrun.arrays import Array, load_npz
 from vadrun.bundle import Bundle
 from vadrun.errors import UserError
 from vadrun.files import write_bytes
+from vadrun.schema import SHA256, Anything, List, Record, Text, Where, Whole, parse_json, validate
 
 PERCENTILES = (99.9, 99.99, 99.999, 100.0)
 KIND = "vadclip-edge ranges 1"
@@ -31,6 +33,17 @@ _BINS = 2048
 _ENTROPY_BINS = 512  # of both signs; more take minutes and change nothing
 _BATCH = 4
 _CHECKED = 4  # every fourth frame is kept to choose the method with
+
+_MOST_BYTES = 512 << 20
+_ARRAYS = {"facts": Array("U", ()), "frames": Array("u", ("k", "size", "size", 3), itemsize=1, least=1)}
+_FACTS = Record(
+    {
+        "kind": Text(among=(KIND,)),
+        "checkpoint": SHA256,
+        "linears": List(Text(1, 1_000), 1, 100_000, unique=True),
+        "origin": Record({"frames": Whole()}, others=Anything()),
+    }
+)
 
 Images = NDArray[np.uint8]
 
@@ -77,24 +90,18 @@ class Ranges:
         Raises:
             UserError: the file is something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                facts = json.loads(str(data["facts"]))
-                if facts["kind"] != KIND:
-                    raise ValueError(f"it is {facts['kind']!r}")
-                methods = {
-                    name.removeprefix("method "): tuple(float(v) for v in data[name])
-                    for name in data.files
-                    if name.startswith("method ")
-                }
-                made = cls(facts["checkpoint"], tuple(facts["linears"]), methods, data["frames"], facts["origin"])
-            if not methods or any(len(found) != len(made.linears) for found in methods.values()):
-                raise ValueError("its ranges are not those of its linears")
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist: make it with vadcalibrate ranges") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no file of ranges ({error}): make one with vadcalibrate ranges") from error
-        return made
+        where = Where(path, "make it with vadcalibrate ranges")
+        data = load_npz(path, _ARRAYS, where.advice, others=Array("f", ("linears",)), most=_MOST_BYTES)
+        facts = validate(parse_json(str(data["facts"]), where), _FACTS, where)
+        prefix = "method "
+        methods = {
+            name.removeprefix(prefix): tuple(found.tolist()) for name, found in data.items() if name.startswith(prefix)
+        }
+        if not methods or any(len(found) != len(facts["linears"]) for found in methods.values()):
+            raise where.error("its ranges are not those of its linears")
+        if not all(value > 0 for found in methods.values() for value in found):
+            raise where.error("a range in it is not above 0")
+        return cls(facts["checkpoint"], tuple(facts["linears"]), methods, data["frames"], facts["origin"])
 
 
 def collect(bundle: Bundle, chosen: Chosen, progress: Callable[[int, int], None] = lambda done, total: None) -> Ranges:
@@ -125,6 +132,7 @@ def collect(bundle: Bundle, chosen: Chosen, progress: Callable[[int, int], None]
         )
     origin = {
         "bundle": bundle.sha256,
+        "preprocessing": bundle.preprocessing.to_manifest(),
         "videos": chosen.videos,
         "candidates": chosen.candidates,
         "frames": int((~held).sum()),

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from vadcalibrate.document import GATE, gate_summary, summary
 from vadcalibrate.rates import rate_above, rate_below
 from vadrun.calibration import Calibration
-from vadrun.errors import UserError
 from vadrun.files import printable
+from vadrun.schema import Anything, Flag, List, Maybe, Number, Record, Schema, Table, Text, Where, Whole, validate
 
 INDEX = "index.html"
 OTHERS = (INDEX, "scores.png", "events.png", "reliability.png")  # beside alarms.png or gate.png
@@ -21,6 +21,96 @@ _DPI = 100
 _STYLE = (
     "body{font-family:sans-serif;margin:2em auto;max-width:72em;padding:0 1em}"
     "pre{background:#f4f4f4;padding:1em;overflow-x:auto}img{max-width:100%}"
+)
+
+# What is drawn and said of a calibration, as vadcalibrate.document writes it.
+_FREE = Text(plain=False, most=100_000)  # names of files are in it
+_MADE: dict[str, Schema] = {"date": Text(), "backend": _FREE, "method": _FREE}
+_CONFIDENCE = Number(0.5, 0.999999)
+_COUNT = Whole(0, 10**9)
+_RELIABILITY = Record(
+    {"error": Number(0), "said": List(Number(), most=1_000), "happened": List(Number(), most=1_000)}, others=Anything()
+)
+_CLASS = Record(
+    {
+        "threshold": Number(above=0, most=1),
+        "release": Number(above=0, most=1),
+        "min_length": Number(0),
+        "count": _COUNT,
+        "per_day": List(Number(0), 3, 3),
+        "curve": List(_COUNT, 1, 10_000),
+        "scores": List(_COUNT, 1, 10_000),
+    },
+    others=Anything(),
+)
+_ALARMS = Record(
+    {
+        **_MADE,
+        "wanted": Number(1e-9, 1e9),
+        "confidence": _CONFIDENCE,
+        "footage": Record({"hours": Number(1e-9, 1e9)}, others=Anything()),
+        "total": Record(
+            {
+                "count": _COUNT,
+                "at_most": Number(0),
+                "shown": Flag(),
+                "index": Number(1e-3, 1e9),
+                "bursts": Maybe(
+                    Record({"index": Number(0), "at_most": Number(0), "events": _COUNT, "seconds": Number(0, 1e12)})
+                ),
+                "stopped": List(
+                    Record({"source": _FREE, "start": Number(), "label": Text(), "peak": Number()}), most=10_000
+                ),
+            },
+            others=Anything(),
+        ),
+        "classes": Table(_CLASS, least=1, most=400),  # a picture each
+        "levels": List(Number(0, 1), 1, 10_000),
+        "score_edges": List(Number(-1e6, 1e6), 2, 10_001),
+        "labelled": List(
+            Record({"label": Text(), "found": Flag(), "level": Maybe(Number(0, 1))}, others=Anything()), most=10_000
+        ),
+        "probabilities": Maybe(Anything()),  # which the runtime has checked
+        "reliability": Maybe(
+            Record({"clips": _COUNT, "before": _RELIABILITY, "after": _RELIABILITY}, others=Anything())
+        ),
+    },
+    others=Anything(),
+)
+_TRIED = Record(
+    {
+        **_MADE,
+        "threshold": Number(0, 1),
+        "wanted": Number(0, 1),
+        "confidence": _CONFIDENCE,
+        "shown": Flag(),
+        "share_held": Number(0, 1),
+        "footage": Record({"snippets": _COUNT, "hours": Number(0, 1e9)}, others=Anything()),
+        "score_error": Record(
+            {
+                "mean": Number(0),
+                "largest": Number(0),
+                "at_most": Number(0),
+                "stretch": Number(0, 1e12),
+                "stretches": _COUNT,
+            }
+        ),
+        "events": Record({"found": _COUNT, "share_missed_at_most": Maybe(Number(0, 1))}, others=Anything()),
+        "trials": List(
+            Record(
+                {
+                    "threshold": Number(0, 1),
+                    "share_held": Number(0, 1),
+                    "mean": Number(0, 1e6),
+                    "at_most": Number(0, 1e6),
+                    "missed": _COUNT,
+                }
+            ),
+            1,
+            1_000,
+        ),
+    },
+    others=Anything(),
 )
 
 
@@ -33,6 +123,16 @@ def write_report(calibration: Calibration, folder: Path) -> None:
     value = dict(calibration.document)
     parts = ["<!doctype html>"]
     figures: list[tuple[str, str, Figure]] = []
+    where = Where(calibration.path, "make it again with vadcalibrate")
+    if calibration.rules:
+        validate(value, _ALARMS, where)
+        sizes = {(len(entry["curve"]), len(entry["scores"]) + 1) for entry in value["classes"].values()}
+        if sizes != {(len(value["levels"]), len(value["score_edges"]))}:
+            raise where.error("its curves are not of its levels, or its scores not of its edges")
+        if value["reliability"] is not None and value["probabilities"] is None:
+            raise where.error("it has no probabilities whose reliability it tells")
+    if calibration.gate is not None:
+        validate(value[GATE], _TRIED, where)
     try:
         title = f"Calibration of {value['camera'] or 'a camera without a name'}"
         parts += [
@@ -51,10 +151,8 @@ def write_report(calibration: Calibration, folder: Path) -> None:
             shown = [("gate.png", "What the gate holds, and the mean score error that this makes", _gate(gate))]
             figures += shown
             parts += _pictures(shown)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{calibration.path} lacks what a report shows ({error}): make it again with vadcalibrate"
-        ) from error
+    except ValueError as error:  # sizes that do not fit each other
+        raise where.error(f"it does not show ({error})") from error
     for name, _, figure in figures:
         figure.savefig(folder / name, dpi=_DPI)
     (folder / INDEX).write_text(printable("\n".join([*parts, "</body></html>", ""])), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from vadrun.bundle import Bundle, ModelInfo, write_manifest
 from vadrun.console import version
 from vadrun.errors import UserError
 from vadrun.files import check_place, whole_directory
-from vadrun.preprocessing import Preprocessing
+from vadrun.preprocessing import STYLES, Preprocessing
 from vadrun.sampling import Sampling
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -55,9 +55,11 @@ class BuildOptions:
     anomaly: Anomaly | None = None
     mask_padding: bool = False
     clip: str | None = None
+    clip_model: str | None = None
     mirror: bool | None = None
     crop: str = "center"
     sampling: Sampling | None = None
+    preprocessing: str | None = None  # of vadrun.preprocessing.STYLES
     probe: Sequence[Path] = ()
     force: bool = False
     limits: certificate.Changes | None = None
@@ -94,15 +96,16 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
         anomaly=options.anomaly,
         mask_padding=options.mask_padding,
         clip=options.clip,
+        clip_model=options.clip_model,
     ).eval()
     config = model.config
     if config.design != Design():
         raise UserError(
             f"{options.checkpoint} is an ablation ({_named(config.design)}): train the whole model to build a bundle"
         )
-    preprocessing = Preprocessing.for_size(
-        config.clip.image_size, crop=options.crop, mirror=_mirror(options, model.mirrored)
-    )
+    preprocessing = _preprocessing(options, config.clip.image_size, model.feature_settings, model.mirrored)
+    if ranges is not None:
+        _check_frames(ranges, preprocessing, options)
     sampling = _sampling(options, model.feature_settings, preprocessing)
     if options.probe:
         say(f"reading probe frames of {len(options.probe)} video{'s' if len(options.probe) > 1 else ''}")
@@ -137,9 +140,13 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             if role == "head":
                 graph = _head(weights, config)
             elif chosen_by is None:
-                graph = encoder_graph(_visual(weights), config.clip.vision_heads, options.precision)
+                clip = config.clip
+                graph = encoder_graph(
+                    _visual(weights), clip.vision_heads, options.precision, activation=clip.activation
+                )
             else:
-                graph, own, record = int8_graph(_visual(weights), config.clip.vision_heads, chosen_by, say)
+                clip = config.clip
+                graph, own, record = int8_graph(_visual(weights), clip.vision_heads, chosen_by, say, clip.activation)
                 more = {"int8": record.to_json()}
             graphs[name] = {"opset": OPSET, "nodes": len(graph.graph.node), "kinds": node_kinds(graph), **more}
             onnx.save(graph, folder / name)
@@ -175,7 +182,12 @@ def build(options: BuildOptions, say: Callable[[str], None] = lambda text: None)
             sampling=sampling,
             files=files,
             forms=forms,
-            checkpoint={"name": options.checkpoint.name, "sha256": checkpoint_sha256(options.checkpoint)},
+            checkpoint={
+                "name": options.checkpoint.name,
+                "sha256": checkpoint_sha256(options.checkpoint),
+                # What reading the same checkpoint again needs to be told (vadexport.original).
+                "clip": {"weights": options.clip, "config": asdict(config.clip)},
+            },
             graphs=graphs,
         )
         verification = certificate.verify(folder, say, options.limits)
@@ -201,6 +213,20 @@ def _mirror(options: BuildOptions, trained: bool | None) -> bool:
     if trained is not None:
         return trained
     return options.dataset is not None and get_preset(options.dataset).mirrored
+
+
+def _preprocessing(
+    options: BuildOptions, size: int, trained: Mapping[str, Any] | None, mirrored: bool | None
+) -> Preprocessing:
+    """What was asked for, or else what the checkpoint was trained on, or else the default."""
+    made = Preprocessing.for_size(
+        size, crop=options.crop, mirror=_mirror(options, mirrored), style=options.preprocessing or "default"
+    )
+    known = None if trained is None else trained.get("preprocessing")
+    if options.preprocessing is None and isinstance(known, Mapping):
+        kept = {key: str(known[key]) for key in STYLES["default"] if key in known}
+        return replace(made, **kept)
+    return made
 
 
 def _sampling(options: BuildOptions, trained: Mapping[str, Any] | None, preprocessing: Preprocessing) -> Sampling:
@@ -236,6 +262,17 @@ def _ranges(options: BuildOptions) -> Ranges | None:
             "this one"
         )
     return ranges
+
+
+def _check_frames(ranges: Ranges, preprocessing: Preprocessing, options: BuildOptions) -> None:
+    """Refuse ranges whose frames were made otherwise than the bundle makes them; crop and mirror change no range."""
+    made = ranges.origin.get("preprocessing")
+    wanted = image_settings(preprocessing)
+    if not isinstance(made, Mapping) or any(made.get(key) != value for key, value in wanted.items()):
+        raise UserError(
+            f"{options.ranges} was made with a bundle of another preprocessing than {json.dumps(wanted)}: make ranges "
+            "with a bundle that was built with the same --preprocessing"
+        )
 
 
 def _visual(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,19 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vadexport.comparison import EventChanges, event_changes, score_differences
+from vadexport.comparison import EventChanges, event_changes
 from vadexport.probe import SNIPPET_SECONDS, Probe
 from vadrun import backends
-from vadrun.bundle import CERTIFICATE, Bundle
+from vadrun.bundle import CERTIFICATE, MANIFEST, Bundle, read_certificate
 from vadrun.console import table, version
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import EventRule, find_events
-from vadrun.files import write_json
-from vadrun.scoring import Scores, scores_from_logits
-from vadrun.selftest import cosines
+from vadrun.files import sha256, write_json, writing
+from vadrun.scoring import Scores, score_differences, scores_from_logits
+from vadrun.selftest import COSINE, SCORE, cosines
+from vadrun.selftest import arithmetic as coarsest_arithmetic
 
 SCHEMA = 1
+MOST_RUNS = 50  # in a certificate
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ class Limits:
 
 # By the coarsest arithmetic that the encoder's numbers went through, its stored weights included.
 LIMITS = {
-    "fp32": Limits(cosine=0.99999, score=1e-4),
-    "fp16": Limits(cosine=0.999, score=5e-3),
-    "bf16": Limits(cosine=0.998, score=2e-2),
+    "fp32": Limits(COSINE["fp32"], SCORE),
+    "fp16": Limits(COSINE["fp16"], score=5e-3),
+    "bf16": Limits(COSINE["bf16"], score=2e-2),
     # A sure event (peak above 0.8) stays far above a threshold of 0.5 with this.
-    "int8": Limits(cosine=0.99, score=0.1),
+    "int8": Limits(COSINE["int8"], score=0.1),
 }
 
 Changes = Mapping[str, float]
@@ -204,7 +207,7 @@ def verify(
         UserError: not a bundle, or no backend is installed.
     """
     bundle = Bundle.open(root)
-    probe = Probe.load(bundle.path("probe"))
+    probe = Probe.load(bundle.path("probe"), bundle.model)
     found = backends.available()
     if not found:
         raise UserError("no backend is installed here to check the bundle with: pip install 'vadclip-edge[cpu]'")
@@ -271,8 +274,7 @@ def _check_carried(bundle: Bundle, say: Callable[[str], None], changes: Changes 
 def arithmetic(engine: Engine) -> tuple[str, str]:
     """The coarsest arithmetic that the encoder's numbers went through, and that as tables show it."""
     backend = engine.backend
-    graph_precision = next(f.precision for f in engine.bundle.files if f.name == backend.encoder_file)
-    precision = backend.precision if backend.precision != "fp32" else graph_precision or "fp32"
+    precision = coarsest_arithmetic(engine.bundle, backend)
     return precision, backend.precision if backend.precision == precision else f"fp32 ({precision} weights)"
 
 
@@ -299,19 +301,46 @@ def check_engine(engine: Engine, probe: Probe, changes: Changes | None = None) -
     return [encoder, head, chain]
 
 
-def write(root: Path, verification: Verification, bundle_sha256: str) -> None:
-    """Put a verification into ``certificate.json``, in place of an older one of the same machine."""
-    runs: list[dict[str, Any]] = []
-    try:
-        old = Bundle.open(root).certificate()
-        if old is not None and old.get("bundle") == bundle_sha256:
-            runs = [run for run in old["runs"] if run["machine"] != verification.machine]
-    except UserError:
-        runs = []  # an unreadable certificate is worth nothing; this one replaces it
-    write_json(
-        root / CERTIFICATE,
-        {"schema": SCHEMA, "bundle": bundle_sha256, "runs": [*runs, verification.to_json()]},
-    )
+def write(root: Path, verification: Verification, bundle_sha256: str) -> int:
+    """Add a verification to ``certificate.json``; the latest :data:`MOST_RUNS` of this bundle stay.
+
+    Another process may be adding one of its own: neither costs the other its entry.
+
+    Args:
+        root: the bundle.
+        verification: what was found.
+        bundle_sha256: of the bundle that was verified.
+
+    Returns:
+        How many runs the certificate holds now.
+
+    Raises:
+        UserError: the bundle has been changed since it was verified, or cannot be written to.
+    """
+    path = root / CERTIFICATE
+    with _locked(root):
+        if sha256(root / MANIFEST) != bundle_sha256:
+            raise UserError(f"{root} was changed while it was being verified: run vadexport verify again")
+        try:
+            old = read_certificate(root)
+        except UserError:
+            old = None  # an unreadable certificate is worth nothing; this one replaces it
+        kept = old["runs"] if old is not None and old["bundle"] == bundle_sha256 and "stale" not in old else []
+        runs = [*kept, verification.to_json()][-MOST_RUNS:]
+        with writing(path):
+            write_json(path, {"schema": SCHEMA, "bundle": bundle_sha256, "runs": runs})
+    return len(runs)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Only one process at a time is in the block, where the file system can do that."""
+    with (root / MANIFEST).open("rb") as stream:
+        with suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed
+        yield
 
 
 def machine() -> dict[str, str]:
@@ -328,10 +357,11 @@ def machine() -> dict[str, str]:
 
 
 def _score(engine: Engine, features: NDArray[np.float32], text: NDArray[np.float32]) -> Scores | None:
-    # A broken encoder can give NaN; that is a failed check, not an error of the user's.
+    # A broken graph can give NaN; that is a failed check, not an error of the user's.
     if not np.isfinite(features).all():
         return None
-    return scores_from_logits(*engine.logits(features, text), engine.bundle.model.anomaly)
+    scores = scores_from_logits(*engine.logits(features, text), engine.bundle.model.anomaly)
+    return scores if scores.finite else None
 
 
 def _check(

@@ -53,7 +53,14 @@ def parser() -> argparse.ArgumentParser:
     m.add_argument("--heads", type=int, metavar="N", help="attention heads of the local module")
     m.add_argument("--anomaly", metavar="BRANCH", help="confidence or alignment: the branch that scores")
     m.add_argument("--mask-padding", action="store_true", help="the model was trained with padding masked")
-    m.add_argument("--clip", metavar="TAG", help="CLIP for a checkpoint without it: an open_clip tag such as openai")
+    m.add_argument(
+        "--clip", metavar="TAG", help="CLIP for a checkpoint without it: openai, or MODEL/TAG of open_clip's weights"
+    )
+    m.add_argument(
+        "--clip-model",
+        metavar="NAME",
+        help="which CLIP a .pth holds: openai (default), ViT-B-16 or another of open_clip's model names, or its .json",
+    )
     v = b.add_argument_group("how video becomes frames (kept in the bundle)")
     v.add_argument(
         "--sample",
@@ -65,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SEC",
         help="cut snippets by time, for cameras of any rate (default: as the model was trained, else every 16 frames)",
+    )
+    v.add_argument(
+        "--preprocessing",
+        metavar="STYLE",
+        help="default, or reference: pixels as OpenCV makes them (no antialiasing, BT.601), for models trained on the "
+        "authors' features (default: as the model was trained, else default)",
     )
     v.add_argument("--crop", default="center", metavar="WHERE", help="center, top-left, ... (default center)")
     v.add_argument(
@@ -131,9 +144,10 @@ def parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser(
         "verify",
-        help="run the certificate on this machine",
+        help="run the certificate on this machine, and add the result to the bundle",
         description="Run every artifact against PyTorch's stored answers, with each backend that is there; with "
-        "--videos also on footage of your own, against float32.",
+        "--videos also on footage of your own, against float32. The result is added to the bundle's certificate.json, "
+        "which inspect prints. Engines of compile --for that pass here are marked as checked; nothing else changes.",
     )
     c.add_argument("bundle", type=Path, metavar="DIR")
     c.add_argument("--json", action="store_true", help="for machines")
@@ -197,8 +211,10 @@ def _build(arguments: argparse.Namespace) -> int:
         anomaly=arguments.anomaly,
         mask_padding=arguments.mask_padding,
         clip=arguments.clip,
+        clip_model=arguments.clip_model,
         mirror=arguments.mirror,
         crop=arguments.crop,
+        preprocessing=arguments.preprocessing,
         sampling=sampling,
         probe=arguments.probe,
         force=arguments.force,
@@ -314,15 +330,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from vadexport import certificate
     from vadexport.footage import FootageCertificate, footage_table, open_reference
-    from vadrun.bundle import Bundle
+    from vadrun.bundle import CERTIFICATE, Bundle
 
     labelled = bool(arguments.videos and arguments.annotations)
     changes, steps = certificate.parse_limits(arguments.limits, labelled=labelled), _Steps()
     if not arguments.videos and (arguments.annotations or arguments.checkpoint or arguments.reference):
         raise UserError("--annotations, --checkpoint and --reference are of footage: give --videos too")
     further = None
+    bundle = Bundle.open(arguments.bundle)
     if arguments.videos:
-        bundle = Bundle.open(arguments.bundle)
         reference = open_reference(bundle, arguments.checkpoint, arguments.reference)
         further = FootageCertificate(bundle, arguments.videos, reference, arguments.annotations, say=steps)
     verification = certificate.verify(arguments.bundle, steps, changes, further)
@@ -330,7 +346,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     if verification.footage and not arguments.json:
         print()
         print(footage_table(verification.footage))
-    certificate.write(arguments.bundle, verification, Bundle.open(arguments.bundle).sha256)
+    runs = certificate.write(arguments.bundle, verification, bundle.sha256)
+    place = arguments.bundle / CERTIFICATE
+    steps(f"added to {place}, which holds {runs} run{'s' if runs > 1 else ''} now")
     if not verification.passed:
         print("vadexport: a check failed on this machine (table above)", file=sys.stderr)
         return FAILED

@@ -10,21 +10,11 @@ from numpy.typing import NDArray
 
 from vadclip.intervals import LEAST_VIDEOS, Ranking, percentiles, resampled
 from vadrun.events import Event
-from vadrun.scoring import Scores
 
 SURE_PEAK = 0.8
 """Events whose peak is above this are sure: no rounding may cost them."""
 
 Floats = NDArray[np.float64]
-
-
-def score_differences(measured: Scores, reference: Scores) -> Floats:
-    """Absolute differences of every probability of both branches and of the anomaly score; 1 where not finite."""
-    parts = [
-        np.abs(getattr(measured, part).astype(np.float64) - getattr(reference, part)).ravel()
-        for part in ("confidence", "alignment", "anomaly")
-    ]
-    return np.asarray(np.nan_to_num(np.concatenate(parts), nan=1.0), np.float64)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vadclip.config import Activation
 from vadclip.images import CLIP_MEAN, CLIP_STD
 from vadexport.graph import Graph, subset
 
@@ -26,6 +27,7 @@ def encoder_graph(
     precision: str = "fp32",
     ranges: Mapping[str, float] | None = None,
     own_operator: bool = False,
+    activation: Activation = "quickgelu",
 ) -> onnx.ModelProto:
     """Build the graph ``frames`` uint8 RGB [B,S,S,3] -> ``features`` float32 [B,d].
 
@@ -33,7 +35,8 @@ def encoder_graph(
     the transformer: ``fp32`` or ``fp16``; the patch embedding stays in float32 either way, because the
     folded normalisation has weights near the end of float16's range, and it is under 1% of the work. ``int8`` is
     float32 but for the linears that ``ranges`` names; ``own_operator`` is the form for onnxruntime alone (see
-    :class:`vadexport.graph.Graph`).
+    :class:`vadexport.graph.Graph`). ``heads`` and ``activation`` are those of the CLIP that the weights are from: they
+    do not tell them.
     """
     conv = weights["conv1.weight"]
     width, _, patch, _ = conv.shape
@@ -53,7 +56,8 @@ def encoder_graph(
     count = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("transformer.resblocks."))
     for index in range(count):
         block = subset(weights, f"transformer.resblocks.{index}.")
-        x = _block(graph, x, block, heads, tokens, width, f"blocks.{index}", class_only=index == count - 1)
+        last = index == count - 1
+        x = _block(graph, x, block, heads, activation, tokens, width, f"blocks.{index}", class_only=last)
 
     x = graph.layer_norm(x, weights["ln_post.weight"], weights["ln_post.bias"], "ln_post")
     x = graph.linear(x, weights["proj"].T, None, "proj")
@@ -91,7 +95,17 @@ def _patch_embedding(graph: Graph, frames: str, weights: Weights, grid: int) -> 
     return graph.op("Add", x, constant, name="embedding")
 
 
-def _block(graph: Graph, x: str, w: Weights, heads: int, tokens: int, width: int, name: str, class_only: bool) -> str:
+def _block(
+    graph: Graph,
+    x: str,
+    w: Weights,
+    heads: int,
+    activation: Activation,
+    tokens: int,
+    width: int,
+    name: str,
+    class_only: bool,
+) -> str:
     """One pre-LN transformer block; with ``class_only`` its output is the class token alone, [B,1,width]."""
     size = width // heads
     normed = graph.layer_norm(x, w["ln_1.weight"], w["ln_1.bias"], f"{name}/ln_1")
@@ -128,5 +142,5 @@ def _block(graph: Graph, x: str, w: Weights, heads: int, tokens: int, width: int
     x = graph.op("Add", x, y, name=f"{attn}/residual")
 
     normed = graph.layer_norm(x, w["ln_2.weight"], w["ln_2.bias"], f"{name}/ln_2")
-    y = graph.mlp(normed, subset(w, "mlp."), f"{name}/mlp")
+    y = graph.mlp(normed, subset(w, "mlp."), f"{name}/mlp", activation)
     return graph.op("Add", x, y, name=f"{name}/residual")

@@ -23,7 +23,6 @@ from vadexport.comparison import (
     EventChanges,
     event_changes,
     ranking_differences,
-    score_differences,
 )
 from vadrun.bundle import Bundle
 from vadrun.console import table
@@ -31,7 +30,7 @@ from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.events import Event, EventRule, find_events
 from vadrun.inputs import named_videos
-from vadrun.scoring import Scores, scores_from_logits
+from vadrun.scoring import Scores, score_differences, scores_from_logits
 from vadrun.selftest import cosines
 from vadrun.video import Snippet, Video
 
@@ -58,19 +57,14 @@ class _Torch:
         try:
             import torch
 
-            from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
             from vadclip.images import normalise
+            from vadexport.original import original
         except ModuleNotFoundError as error:
             raise UserError(
                 f"--checkpoint needs {error.name}, which is not installed: pip install 'vadclip-edge[export]', or give "
                 "--reference with a float32 bundle of the same checkpoint"
             ) from error
-        if checkpoint_sha256(checkpoint) != bundle.manifest["checkpoint"]["sha256"]:
-            raise UserError(f"{checkpoint} is not the checkpoint that {bundle.root} was built from: name that one")
-        info = bundle.model
-        self._model = load_checkpoint(
-            checkpoint, labels=list(info.labels), window=info.window, heads=info.heads, mask_padding=info.mask_padding
-        )
+        self._model = original(bundle, checkpoint)
         self._torch, self._normalise = torch, normalise
         self.description = f"PyTorch {torch.__version__} float32"
 
@@ -203,6 +197,9 @@ class FootageCertificate:
                 finite = False
                 continue
             scores = engine.score(features)
+            if not scores.finite:
+                finite = False
+                continue
             differences.append(score_differences(scores, answers.scores))
             changes += event_changes(self._events(scores, answers), self._events(answers.scores, answers))
             measured.append(scores.anomaly)

@@ -151,10 +151,19 @@ class Graph:
         gate = self.op("Sigmoid", self.op("Mul", value, slope, name=f"{name}/scaled"), name=f"{name}/gate")
         return self.op("Mul", value, gate, name=name)
 
-    def mlp(self, value: str, weights: dict[str, NDArray[Any]], name: str) -> str:
-        """``c_fc`` - QuickGELU - ``c_proj``, the feed-forward network of CLIP's blocks."""
+    def gelu(self, value: str, name: str) -> str:
+        """``x (1 + erf(x / sqrt 2)) / 2``, written as the libraries know to fuse it; Gelu itself came with opset 20."""
+        root = self.constant("gelu_root", np.float32(np.sqrt(2.0)).reshape(()))
+        one = self.constant("gelu_one", np.float32(1.0).reshape(()))
+        half = self.constant("gelu_half", np.float32(0.5).reshape(()))
+        error = self.op("Erf", self.op("Div", value, root, name=f"{name}/scaled"), name=f"{name}/erf")
+        whole = self.op("Mul", value, self.op("Add", error, one, name=f"{name}/gate"), name=f"{name}/twice")
+        return self.op("Mul", whole, half, name=name)
+
+    def mlp(self, value: str, weights: dict[str, NDArray[Any]], name: str, activation: str = "quickgelu") -> str:
+        """``c_fc`` - QuickGELU or GELU - ``c_proj``, the feed-forward network of CLIP's blocks."""
         hidden = self.linear(value, weights["c_fc.weight"], weights["c_fc.bias"], f"{name}/c_fc")
-        hidden = self.quick_gelu(hidden, f"{name}/gelu")
+        hidden = (self.quick_gelu if activation == "quickgelu" else self.gelu)(hidden, f"{name}/gelu")
         return self.linear(hidden, weights["c_proj.weight"], weights["c_proj.bias"], f"{name}/c_proj")
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:

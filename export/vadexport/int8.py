@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vadcalibrate.ranges import Ranges, linear_inputs
+from vadclip.config import Activation
 from vadexport.encoder_graph import Weights, encoder_graph
 from vadexport.graph import INT8_MOST, int8_rows
 from vadrun.errors import UserError
@@ -55,12 +57,16 @@ class Int8Record:
 
 
 def int8_graph(
-    weights: Weights, heads: int, ranges: Ranges, say: Callable[[str], None] = lambda text: None
+    weights: Weights,
+    heads: int,
+    ranges: Ranges,
+    say: Callable[[str], None] = lambda text: None,
+    activation: Activation = "quickgelu",
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, Int8Record]:
     """Build the INT8 encoder of a checkpoint: for every library (Q/DQ), and the same for onnxruntime on a CPU.
 
     Args:
-        weights, heads: as :func:`vadexport.encoder_graph.encoder_graph` takes them.
+        weights, heads, activation: as :func:`vadexport.encoder_graph.encoder_graph` takes them.
         ranges: of the same checkpoint.
         say: told at the beginning of each step.
 
@@ -68,7 +74,8 @@ def int8_graph(
         UserError: the ranges are of another model, or INT8 changes its features too much even with half of the linears
             in float32.
     """
-    full = encoder_graph(weights, heads)
+    encoder = partial(encoder_graph, weights, heads, activation=activation)
+    full = encoder()
     inputs = linear_inputs(full)
     if set(inputs) != set(ranges.linears):
         raise UserError("the ranges are of an encoder with other linears: make them again with vadcalibrate ranges")
@@ -76,7 +83,7 @@ def int8_graph(
 
     def graph(method: str, kept: Sequence[str]) -> onnx.ModelProto:
         found = {name: value for name, value in ranges.of(method).items() if name not in kept}
-        return encoder_graph(weights, heads, "int8", found)
+        return encoder("int8", found)
 
     def measured(model: onnx.ModelProto) -> NDArray[np.float64]:
         return cosines(run_graph(model, ranges.frames), reference)
@@ -108,7 +115,7 @@ def int8_graph(
     kept = tuple(ranked[:high])
     cosine = (float(found[high].min()), float(np.median(found[high])))
     record = Int8Record(method, methods, kept, cosine, len(ranges.frames), dict(ranges.origin))
-    own = encoder_graph(weights, heads, "int8", {n: v for n, v in ranges.of(method).items() if n not in kept}, True)
+    own = encoder("int8", {n: v for n, v in ranges.of(method).items() if n not in kept}, own_operator=True)
     return graph(method, kept), own, record
 
 

@@ -36,9 +36,10 @@ def check_plans(
         backend = TensorrtBackend(bundle, "cuda", Options(), folder)
     except BackendError as error:
         raise UserError(f"TensorRT built an engine that does not load: the backend {error}") from error
-    with Engine(bundle, backend, "being checked", plans.encoder.profile["frames"][1][0]) as engine:
+    batch = plans.encoder.profile["frames"][1][0]
+    with Engine(bundle, backend, "being checked", batch, refuse_wrong=False) as engine:
         layers = backend.layers()
-        probe = Probe.load(bundle.path("probe"))
+        probe = Probe.load(bundle.path("probe"), bundle.model)
         for _ in range(_ROUNDS):
             engine.encode(probe.frames)
             engine.logits(probe.track, probe.text)

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vadrun.bundle import ModelInfo
 from vadrun.errors import UserError
 from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
+from vadrun.selftest import load_probe
 from vadrun.video import Video
 
 DRAWN_FRAMES = 24
@@ -52,17 +54,14 @@ class Probe:
         np.savez_compressed(path, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
-    def load(cls, path: Path) -> Probe:
-        """Read a probe.
+    def load(cls, path: Path, model: ModelInfo | None = None) -> Probe:
+        """Read a probe; ``model`` is what it has to fit.
 
         Raises:
-            UserError: the file does not read.
+            UserError: the file does not read, or is not a probe of such a model.
         """
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                return cls(**{f.name: data[f.name] for f in fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} does not read as a probe: {error}; build the bundle again") from error
+        size, width = (None, None) if model is None else (model.image_size, model.features)
+        return cls(**load_probe(path, size=size, width=width))
 
 
 def drawn_frames(size: int, count: int = DRAWN_FRAMES) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ bundle that was relabelled there) are put in.
 
 from __future__ import annotations
 
-import json
+import copy
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vadclip.presets import check_labels, load_labels
 from vadexport.probe import Probe
+from vadrun.arrays import Array, load_npy
 from vadrun.bundle import CERTIFICATE, MANIFEST, Bundle
 from vadrun.console import version
 from vadrun.errors import UserError
@@ -119,9 +120,12 @@ def relabel(
     else:
         raise ValueError("neither a checkpoint nor embeddings")
 
-    manifest: dict[str, Any] = json.loads((bundle.root / MANIFEST).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = copy.deepcopy(dict(bundle.manifest))
     with whole_directory(root, replace=True) as folder:
-        old_certificate = bundle.certificate()
+        try:
+            old_certificate = bundle.certificate()
+        except UserError:
+            old_certificate = None  # nothing that anyone can read is lost
         rewritten = {MANIFEST, CERTIFICATE, bundle.file("text").name} | (
             {bundle.file("probe").name} if probe is not None else set()
         )
@@ -157,44 +161,33 @@ def _from_checkpoint(
     bundle: Bundle, checkpoint: Path, classes: Sequence[ClassName], say: Callable[[str], None]
 ) -> tuple[Floats, Probe, dict[str, Any]]:
     try:
-        from vadclip.checkpoint import checkpoint_sha256, load_checkpoint
+        from vadexport.original import original
         from vadexport.reference import answer, class_embeddings
     except ModuleNotFoundError as error:
         raise UserError(
             f"relabelling from a checkpoint needs {error.name}, which is not installed: pip install "
             "'vadclip-edge[export]', or give --text with embeddings that were made elsewhere"
         ) from error
-    digest = checkpoint_sha256(checkpoint)
-    if digest != bundle.manifest["checkpoint"]["sha256"]:
-        raise UserError(
-            f"{checkpoint} is not the checkpoint that {bundle.root} was built from "
-            f"({bundle.manifest['checkpoint']['name']}): name that one"
-        )
-    info = bundle.model
-    model = load_checkpoint(
-        checkpoint, labels=list(info.labels), window=info.window, heads=info.heads, mask_padding=info.mask_padding
-    )
+    model = original(bundle, checkpoint)
     say(f"encoding {len(classes)} class prompts with PyTorch")
     embeddings = class_embeddings(model, [entry.words for entry in classes])
-    frames = Probe.load(bundle.path("probe")).frames
+    frames = Probe.load(bundle.path("probe"), bundle.model).frames
     say(f"running {len(frames)} probe frames through PyTorch")
-    return embeddings, answer(model, frames, embeddings), {"name": checkpoint.name, "sha256": digest}
+    return (
+        embeddings,
+        answer(model, frames, embeddings),
+        {
+            "name": checkpoint.name,
+            "sha256": bundle.manifest["checkpoint"]["sha256"],
+        },
+    )
 
 
 def _from_file(bundle: Bundle, path: Path, count: int) -> Floats:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} does not read as a .npy file of embeddings: {error}") from error
-    expected = (count, bundle.model.features)
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.shape != expected:
-        shape = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "no array"
-        raise UserError(
-            f"{path} is {shape}, but {count} labels of width {expected[1]} are expected: give the text.npy of "
-            "these labels"
-        )
-    if not np.isfinite(found).all() or not np.linalg.norm(found, axis=1).all():
-        raise UserError(f"{path} has a class whose embedding is zero or not finite: make it again")
+    advice = f"give embeddings of these {count} labels of width {bundle.model.features}"
+    found = load_npy(path, Array("f", (count, bundle.model.features)), advice)
+    if not np.linalg.norm(found, axis=1).all():
+        raise UserError(f"{path} has a class whose embedding is zero: make it again")
     return np.ascontiguousarray(found, dtype=np.float32)
 
 

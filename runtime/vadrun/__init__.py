@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import vadrun.silence  # noqa: F401  # before any library that would report
+
 if TYPE_CHECKING:
     from vadrun.bundle import Bundle
     from vadrun.calibration import Calibration

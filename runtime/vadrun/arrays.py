@@ -217,14 +217,14 @@ def _check_header(header: _Header, wanted: Array, known: dict[str, int], where: 
     if wanted.itemsize not in (None, dtype.itemsize):
         raise where.error(f"{name} is of type {dtype}, whose elements have not {wanted.itemsize} bytes")
     if wanted.shape is not None:
-        fits = len(shape) == len(wanted.shape)
+        fits, sizes = len(shape) == len(wanted.shape), dict(known)
         for found, asked in zip(shape, wanted.shape, strict=False):
-            expected = known.get(asked, found) if isinstance(asked, str) else asked
+            expected = sizes.setdefault(asked, found) if isinstance(asked, str) else asked
             fits &= expected in (None, found)
         if not fits:
             asked_shape = ",".join("?" if one is None else str(known.get(str(one), one)) for one in wanted.shape)
             raise where.error(f"{name} is {list(shape)}, not [{asked_shape}]")
-        known |= {one: found for found, one in zip(shape, wanted.shape, strict=True) if isinstance(one, str)}
+        known.update(sizes)
     if math.prod(shape) < wanted.least:
         raise where.error(f"{name} is empty")
     if header.bytes > most:

@@ -7,13 +7,15 @@ is decoded comes out as if all had been, to the bit, and the tails of groups tha
 Groups that begin openly (recovery points, CRA) are only ever decoded as parts of the closed group before them.
 
 All of it rests on one picture coming out for each packet, in the order of their timestamps. Where that is not so, and
-where there is damage, the pictures that have not been given yet are those that come out, as without a backlog: up to
-the next closed key picture after damage, for good after anything else.
+where there is damage, the pictures that have not been given yet are those that come out, as without a backlog. That
+lasts up to the next closed key picture after damage, and after a clock that was set back at a closed key picture. After
+anything else it lasts to the end.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
@@ -23,7 +25,10 @@ import av
 from av.video.stream import VideoStream
 
 from vadrun.bitstream import Unit, Units
-from vadrun.skipping import AHEAD, DURATIONS, Irregular
+from vadrun.numbering import Succession
+from vadrun.pyav import DURATIONS
+from vadrun.skipping import AHEAD, Irregular, Order
+from vadrun.timeline import Pauses
 
 if TYPE_CHECKING:
     from vadrun.ahead import Ahead
@@ -53,12 +58,14 @@ class Picture:
         self.duration = packet.duration if DURATIONS else None
         self.size, self.kind, self.is_key = packet.size, kind, unit.closed
         self.group, self.packet, self.news, self.referred = group, packet, unit.news, unit.referred
+        self.number = 0  # in the order of decoding
+        self.order = unit.number.order
         self.fed = False  # whether it went through the decoder
         self._backlog = backlog
         self._frame: av.VideoFrame | None = None
 
     def frame(self) -> av.VideoFrame:
-        """The frame, decoded now if it has not been; only for the last two pictures that were given.
+        """The frame, decoded now if it has not been; only for the last three pictures that were given.
 
         Where damage has taken it, it is the next one that is left, or the last.
         """
@@ -78,6 +85,8 @@ class Backlog:
         flush: makes the decoder forget everything.
         faults: how many faults have been met so far, in the container or while decoding.
         ahead: where ``packets`` come from, if some of them are decoded ahead.
+        base: seconds of one tick of the timestamps.
+        missing: is told where pictures are missing that others may be predicted from.
     """
 
     def __init__(
@@ -90,8 +99,10 @@ class Backlog:
         flush: Callable[[], None],
         faults: Callable[[], int],
         ahead: Ahead | None = None,
+        base: float = 1.0,
+        missing: Callable[[], None] = lambda: None,
     ) -> None:
-        self._ahead = ahead
+        self._ahead, self._missing = ahead, missing
         self._passed = 0  # pictures that never went through the decoder
         self._packets, self._units = packets, units
         self._decode, self._skip, self._flush, self._faults = decode, skip, flush, faults
@@ -105,12 +116,16 @@ class Backlog:
         self._ready: dict[int, av.VideoFrame] = {}
         self._clock: int | None = None  # decoding time of the last packet that was read
         self._latest = 0  # display time of the latest picture that was read
-        self._given: deque[Picture] = deque(maxlen=2)
+        self._given: deque[Picture] = deque(maxlen=3)
+        self._count = 0  # pictures that were read
+        self._times, self._pauses, self._base = Order(), Pauses(), base
+        self._succession = Succession()
         self._to_try = _TRIED
         self._known = 0  # faults
         self._over = False
         self._odd: Packet | None = None  # one that was read and does not fit
         self._plain: Iterator[av.VideoFrame] | None = None  # what comes out where the stream is not regular
+        self._again: set[int] = set()  # display times of pictures that were given and come out once more there
         self._resume: Packet | None = None
         self._next: av.VideoFrame | None = None  # of those, one that was taken too early
         self._last: av.VideoFrame | None = None
@@ -121,6 +136,11 @@ class Backlog:
         """Pictures so far that never went through the decoder; final once all have been given."""
         return self._passed + sum(not held.fed for held in self._held)
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether pictures are decoded on demand now, and not as they come."""
+        return self._plain is None
+
     def pictures(self) -> Iterator[Picture | av.VideoFrame]:
         """All pictures in display order, those of irregular stretches as frames; to be called once."""
         while True:
@@ -130,25 +150,36 @@ class Backlog:
                 self._go_plain()
             if self._plain is None:
                 return
+            new = 0
             while (frame := self._take_next()) is not None:
-                if not self._given or frame.pts is None or frame.pts > self._given[-1].pts:
-                    yield frame
+                if frame.pts in self._again:
+                    self._again.remove(frame.pts)
+                    continue
+                new += 1
+                if new > AHEAD:
+                    self._again.clear()  # those that are left did not come out
+                yield frame
             self._plain = None
             if self._resume is None:
                 return
+            self._again.clear()
+            self._given.clear()
 
     def fetch(self, picture: Picture) -> av.VideoFrame:
-        """Decode up to this picture, one of the last two that were given."""
+        """Decode up to this picture, one of the last three that were given."""
         if self._plain is None:
             try:
                 return self._fetch(picture)
             except Irregular:
                 self._go_plain()
         while (frame := self._take_next()) is not None:
-            if frame.pts is None or frame.pts >= picture.pts:
-                if frame.pts != picture.pts:
+            if frame.pts is None or frame.pts >= picture.pts or frame.pts not in self._again:
+                if frame.pts == picture.pts:
+                    self._again.discard(picture.pts)
+                else:
                     self._next = frame
                 return frame
+            self._again.remove(frame.pts)
         if self._last is None:
             raise Irregular  # not one frame so far
         return self._last
@@ -158,6 +189,7 @@ class Backlog:
     def _regular(self) -> Iterator[Picture]:
         resumed, self._resume = self._resume, None
         if resumed is not None:
+            self._times, self._latest = Order(), resumed.pts or 0
             self._take(resumed)
         while self._plain is None:
             if self._order and (self._over or self._certain()):
@@ -176,6 +208,14 @@ class Backlog:
         if self._to_try > 0 or picture.news:
             self._to_try -= 1
             self._fetch(picture)
+        if min(waiting.number for waiting in self._waiting.values()) < picture.number - AHEAD:
+            self._odd_for_good()  # no decoder waits that long: a wrong timestamp
+        if self._given and self._given[-1].group == picture.group:
+            direct = self._succession.follows(self._given[-1].order, picture.order)
+            if direct is None:
+                self._odd_for_good()  # they are shown in another order than that of their times
+            if not direct:
+                raise Irregular  # pictures are missing, and the decoder may drop others that depend on them
         del self._waiting[heapq.heappop(self._order)]
         self._given.append(picture)
         oldest = self._given[0]
@@ -198,25 +238,39 @@ class Backlog:
     def _take(self, packet: Packet) -> None:
         """Put a packet that was read in its place."""
         self._odd = packet
-        unit = self._units.read(packet)
+        unit = self._read_unit(packet)
         pts, dts = packet.pts, packet.dts
         if packet.is_corrupt or self._faults() > self._known:
             raise Irregular
         late = pts is not None and len(self._given) > 0 and pts <= self._given[-1].pts
-        if unit is None or pts is None or packet.is_discard or late or pts in self._waiting:
-            self._for_good = True
+        fits = self._times.fits(packet) and not late
+        if pts is not None and unit is not None and self._count and pts > self._latest:
+            paused = self._pauses.judge((pts - self._latest) * self._base, math.inf)
+            # A clock that was set, perhaps between pictures that are not shown in the order of their times.
+            fits &= unit.closed or not paused
+        if unit is None or pts is None or packet.is_discard or not fits or pts in self._waiting:
+            # A clock that was set back where a closed group begins: behind the next one all is regular again.
+            self._for_good = not (late and unit is not None and unit.closed)
             raise Irregular
         if self._group < 0 and not unit.closed:
             raise Irregular
         self._odd = None
         self._group += unit.closed
-        moved, self._latest = pts < self._latest, max(self._latest, pts)
+        moved, self._latest = pts < self._latest, max(self._latest, pts) if self._count else pts
         picture = Picture(self, packet, unit, self._group, (unit.kind, moved and not unit.closed))
         picture.fed = self._ahead is not None and pts in self._ahead.decoded
+        picture.number = self._count
+        self._count += 1
         self._held.append(picture)
         heapq.heappush(self._order, pts)
         self._waiting[pts] = picture
         self._clock = dts
+
+    def _read_unit(self, packet: Packet) -> Unit | None:
+        unit = self._units.read(packet)
+        if unit is not None and unit.number.gap:
+            self._missing()
+        return unit
 
     def _fetch(self, picture: Picture) -> av.VideoFrame:
         if self._ahead is not None and picture.pts not in self._ready:
@@ -311,9 +365,12 @@ class Backlog:
         """From the present group on, take what comes out."""
         group = self._given[-1].group if self._given else 0
         packets = []
+        self._again.clear()
         for held in self._held:
             if held.group >= group:
                 packets.append(held.packet)
+                if held.pts not in self._waiting:
+                    self._again.add(held.pts)
             else:
                 self._passed += not held.fed
         if self._odd is not None:
@@ -344,10 +401,10 @@ class Backlog:
             if before is not None:
                 yield from self._decode(before)
             before = packet
-            if number < len(packets) or self._for_good or packet.is_corrupt:
+            if number < len(packets):
                 continue
-            unit = self._units.read(packet)
-            if unit is not None and unit.closed:
+            unit = self._read_unit(packet)
+            if unit is not None and unit.closed and not self._for_good and not packet.is_corrupt:
                 self._resume, before = packet, None
                 break
         if before is not None and not before.is_corrupt:

@@ -1,11 +1,15 @@
-"""What the packets of H.264 and HEVC tell without being decoded: by the headers of their NAL units."""
+"""What packets tell without being decoded: H.264 and HEVC by the headers of NAL units, JPEG by its markers."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import av
+
+from vadrun.numbering import HEADER, Number, Numbering
+from vadrun.pyav import SIDE_DATA
 
 # Of each codec: slices, slices of closed key pictures, parameter sets, supplemental information
 # (ITU-T H.264 table 7-1, H.265 table 7-1).
@@ -29,12 +33,14 @@ class Unit(NamedTuple):
         news: whether it brings parameter sets that later packets may need.
         referred: whether other pictures may depend on it. In HEVC those that are marked as not referred to may be, by
             pictures of higher temporal layers; so they are only told from the others in the highest of all layers.
+        number: of its picture.
     """
 
     kind: int
     closed: bool
     news: bool
     referred: bool
+    number: Number = Number(None)
 
 
 class Units:
@@ -50,13 +56,13 @@ class Units:
         self._slices, self._closed, self._sets, self._more = _H264 if self._is_h264 else _HEVC
         # avcC and hvcC begin with a version, and hold the size of the length before each unit.
         self._length = 0
+        self._numbering = Numbering(codec)
         self._highest = -1  # of HEVC's temporal layers, counted from 1, that parameter sets allow; -1: not known
         extradata = extradata or b""
         if extradata[:1] == b"\1" and len(extradata) > (4 if self._is_h264 else 22):
             self._length = (extradata[4 if self._is_h264 else 21] & 3) + 1
-            if not self._is_h264:
-                self._learn(extradata, _arrays(extradata))
-        elif not self._is_h264:
+            self._learn(extradata, _sets(extradata) if self._is_h264 else _arrays(extradata))
+        else:
             self._learn(extradata, self._parts(extradata))
         self._known: set[bytes] = set()  # parameter sets of the last packet that brought others
 
@@ -71,6 +77,7 @@ class Units:
         closed = True
         referred = False
         sets: set[bytes] = set()
+        number = Number(None)
         for start, end in self._parts(data):
             head = data[start]
             unit = head & 0x1F if self._is_h264 else head >> 1 & 0x3F
@@ -78,6 +85,7 @@ class Units:
                 closed &= unit in self._closed
                 if kind is None:
                     kind = head & 0x7F if self._is_h264 else unit
+                    number = self._numbering.read(data[start : min(end, start + HEADER)])
                 if self._is_h264:
                     referred |= head & 0x60 > 0
                     continue
@@ -90,24 +98,27 @@ class Units:
                 return None
             elif unit in self._sets or (unit in self._more and self._turns(data, start)):
                 sets.add(data[start:end].rstrip(b"\0"))
-                if not self._is_h264:
-                    self._learn(data, iter([(start, end)]))
+                self._learn(data, iter([(start, end)]))
         if kind is None:
             return None
         unread = _has_extradata(packet)
         if unread:
             self._highest = _BEYOND
+            self._numbering.forget()
         news = not sets <= self._known or unread
         if news and not closed:
             return None
         if news:
             self._known = sets  # those of before may come back
-        return Unit(kind, closed, news, referred or unread)
+        if packet.is_keyframe:
+            number = number._replace(gap=False)  # recordings are joined at such pictures, too
+        return Unit(kind, closed, news, referred or unread, number)
 
     def _learn(self, data: bytes, parts: Iterator[tuple[int, int]]) -> None:
-        """Take from HEVC's parameter sets how many temporal layers there may be (H.265, 7.3.2.2.1)."""
+        """Take note of parameter sets; of HEVC's how many temporal layers there may be (H.265, 7.3.2.2.1)."""
         for start, end in parts:
-            if data[start] >> 1 & 0x3F == _SPS and end > start + 2:
+            self._numbering.learn(data[start:end])
+            if not self._is_h264 and data[start] >> 1 & 0x3F == _SPS and end > start + 2:
                 self._highest = max(self._highest, (data[start + 2] >> 1 & 7) + 1)
 
     def _turns(self, data: bytes, start: int) -> bool:
@@ -132,6 +143,21 @@ class Units:
             start = following
 
 
+def _sets(extradata: bytes) -> Iterator[tuple[int, int]]:
+    """Where the units in an avcC lie (ISO/IEC 14496-15, 5.3.3.1.2)."""
+    at = 5
+    for mask in (31, 255):
+        if at >= len(extradata):
+            return
+        count = extradata[at] & mask
+        at += 1
+        for _ in range(count):
+            start = at + 2
+            at = start + int.from_bytes(extradata[at:start], "big")
+            if start < at <= len(extradata):
+                yield start, at
+
+
 def _arrays(extradata: bytes) -> Iterator[tuple[int, int]]:
     """Where the units in an hvcC lie (ISO/IEC 14496-15, 8.3.3.1.2)."""
     at = 23
@@ -147,9 +173,21 @@ def _arrays(extradata: bytes) -> Iterator[tuple[int, int]]:
                 yield start, at
 
 
-KNOWS_EXTRADATA = hasattr(av.Packet, "has_sidedata")  # PyAV 16
+# Markers that cannot come up within a picture's coded data (ITU-T T.81, table B.1).
+_NO_MARKER = re.compile(rb"\xff[\x01-\xc3\xc5-\xcf\xd8\xdc\xde\xdf\xf0-\xfd]")
+
+
+def jpeg_is_broken(packet: av.Packet[Any]) -> bool:
+    """Whether a JPEG picture is certainly damaged. Its decoder shows what is left of it and tells nobody.
+
+    A packet without coded data gives no picture, which shows elsewhere.
+    """
+    data = bytes(packet)
+    scan = data.find(b"\xff\xda")
+    end = data.find(b"\xff\xd9", scan + 2)
+    return scan >= 0 and _NO_MARKER.search(data, scan + 2, end if end >= 0 else len(data)) is not None
 
 
 def _has_extradata(packet: av.Packet[Any]) -> bool:
     """Whether the container gives new parameter sets along with this packet."""
-    return bool(packet.has_sidedata("new_extradata")) if KNOWS_EXTRADATA else False
+    return bool(packet.has_sidedata("new_extradata")) if SIDE_DATA else False

@@ -6,8 +6,7 @@ made, and the runtime reads and applies it.
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,68 @@ from numpy.typing import NDArray
 from vadrun.bundle import Bundle
 from vadrun.errors import UserError
 from vadrun.events import Event, EventDetector, EventRule
-from vadrun.files import sha256
 from vadrun.gate import GateRule
+from vadrun.schema import (
+    SHA256,
+    Anything,
+    List,
+    Maybe,
+    Number,
+    Record,
+    Schema,
+    Table,
+    Text,
+    Where,
+    Whole,
+    parse_json,
+    read_file,
+    validate,
+)
 
 SCHEMA = 1
 KIND = "vadclip-edge calibration"
 METHODS = ("temperature", "isotonic")
+
+_RULE: dict[str, Schema] = {
+    "threshold": Number(above=0, most=1),
+    "release": Number(above=0, most=1),
+    "min_length": Number(0),
+    "merge_gap": Number(0),
+}
+_CURVE = Record({"score": List(Number(), 1, 100_000), "probability": List(Number(0, 1), 1, 100_000)})
+_PROBABILITIES = Record(
+    {"method": Text(among=METHODS)}, {"temperature": Number(1e-6, 1e6), "curves": Table(_CURVE)}, others=Anything()
+)
+_FOOTAGE = Record({}, {"pictures": List(Text())}, others=Anything())
+_GATE = Record(
+    {"threshold": Number(0, 1), "heartbeat": Number(above=0), "audit": Number(above=0, most=1)},
+    {
+        "confidence": Number(0, 1),
+        "footage": _FOOTAGE,
+        "score_error": Record({}, {"at_most": Number()}, others=Anything()),
+    },
+    others=Anything(),
+)
+_CALIBRATION = Record(
+    {
+        "schema": Whole(1),
+        "kind": Text(),
+        "camera": Maybe(Text(1, 200)),
+        "bundle": SHA256,
+        "labels": List(Text(1, 200), 2, 10_000, unique=True),
+        "sampling": Table(Anything()),
+    },
+    {
+        "precision": Maybe(Text()),
+        "confidence": Number(0, 1),
+        "footage": _FOOTAGE,
+        "total": Record({}, {"at_most": Number()}, others=Anything()),
+        "classes": Table(Record(_RULE, others=Anything()), least=1),
+        "probabilities": Maybe(_PROBABILITIES),
+        "gate": _GATE,
+    },
+    others=Anything(),
+)
 
 Floats = NDArray[np.float64]
 _LEAST = 1e-9  # of a probability, before its logarithm is taken
@@ -85,23 +140,22 @@ class Probabilities:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], labels: tuple[str, ...]) -> Probabilities:
-        """Read what :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote, after its types have been checked.
 
         Raises:
-            ValueError, KeyError, TypeError: it is something else.
+            ValueError: it lacks its temperature or a class's curve, or a curve does not rise.
         """
         if value["method"] == "temperature":
-            temperature = float(value["temperature"])
-            if not (math.isfinite(temperature) and temperature > 0):
-                raise ValueError(f"the temperature is {temperature:g}")
-            return cls("temperature", temperature)
-        if value["method"] != "isotonic":
-            raise ValueError(f"the method is {value['method']!r}, not one of {', '.join(METHODS)}")
+            if "temperature" not in value:
+                raise ValueError("probabilities.temperature is missing")
+            return cls("temperature", float(value["temperature"]))
         curves = {}
         for label in labels[1:]:
-            x, y = (tuple(float(v) for v in value["curves"][label][key]) for key in ("score", "probability"))
-            rising = len(x) == len(y) > 0 and all(np.diff(x) >= 0) and all(np.diff(y) >= 0)
-            if not (rising and all(0 <= v <= 1 for v in y)):
+            curve = value.get("curves", {}).get(label)
+            if curve is None:
+                raise ValueError(f"probabilities.curves has no curve of {label!r}")
+            x, y = (tuple(float(v) for v in curve[key]) for key in ("score", "probability"))
+            if not (len(x) == len(y) and all(np.diff(x) >= 0) and all(np.diff(y) >= 0)):
                 raise ValueError(f"the curve of {label!r} is no rising one from 0 to 1")
             curves[label] = (x, y)
         return cls("isotonic", curves=curves)
@@ -144,41 +198,31 @@ class Calibration:
             UserError: it is none, or was made by a newer toolkit.
         """
         path = Path(path)
-        advice = "make it again with vadcalibrate"
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist: make it with vadcalibrate") from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): name a calibration file") from error
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}): {advice}") from error
-        if not isinstance(value, dict) or value.get("kind") != KIND or not isinstance(value.get("schema"), int):
+        where = Where(path, "make it again with vadcalibrate")
+        raw = read_file(path, where)
+        value = parse_json(raw, where)
+        if not isinstance(value, dict) or value.get("kind") != KIND or type(value.get("schema")) is not int:
             raise UserError(f"{path} is not a calibration file: make one with vadcalibrate")
         if value["schema"] > SCHEMA:
             raise UserError(f"{path} was made by a newer vadclip-edge: update vadclip-edge on this machine")
+        validate(value, _CALIBRATION, where)
+        labels, digest = tuple(value["labels"]), hashlib.sha256(raw).hexdigest()
+        rules, probabilities, gate = {}, None, None
         try:
-            labels = tuple(str(label) for label in value["labels"])
             if "classes" not in value and "gate" not in value:
                 raise ValueError("it holds neither alarms nor a gate")
-            rules, probabilities, gate = {}, None, None
             if "classes" in value:
                 rules = _rules(value["classes"], labels)
-                maps = value["probabilities"]
-                probabilities = None if maps is None else Probabilities.from_json(maps, labels)
+                if value.get("probabilities") is not None:
+                    probabilities = Probabilities.from_json(value["probabilities"], labels)
             if "gate" in value:
-                threshold, heartbeat, audit = (
-                    float(value["gate"][name]) for name in ("threshold", "heartbeat", "audit")
-                )
-                gate = GateRule(threshold, heartbeat, audit, calibration=sha256(path))
-            camera = None if value["camera"] is None else str(value["camera"])
-            bundle, sampling = str(value["bundle"]), dict(value["sampling"])
-        except UserError as error:
-            raise UserError(f"{path} cannot be used: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path} does not read as a calibration: {what}; {advice}") from error
-        return cls(path, sha256(path), camera, bundle, labels, sampling, rules, probabilities, gate, value)
+                threshold, heartbeat, audit = (value["gate"][name] for name in ("threshold", "heartbeat", "audit"))
+                gate = GateRule(float(threshold), float(heartbeat), float(audit), calibration=digest)
+        except (UserError, ValueError) as error:
+            raise where.error(str(error)) from error
+        return cls(
+            path, digest, value["camera"], value["bundle"], labels, value["sampling"], rules, probabilities, gate, value
+        )
 
     def check(self, bundle: Bundle) -> None:
         """Hold the calibration against the bundle that shall run.
@@ -225,34 +269,27 @@ class Calibration:
 
     def knows_picture(self, width: int, height: int) -> bool:
         """Whether there was footage of this size; a video of another size is hardly of the same camera."""
-        parts = (self.document, self.document.get("gate") or {})
-        lists = [(part.get("footage") or {}).get("pictures") for part in parts]
-        known = [pictures for pictures in lists if isinstance(pictures, list)]
+        parts = (self.document, self.document.get("gate", {}))
+        lists = [part.get("footage", {}).get("pictures") for part in parts]
+        known = [pictures for pictures in lists if pictures is not None]
         return not known or any(f"{width}x{height}" in pictures for pictures in known)
 
     def promise(self) -> str:
         """What the file says of false alarms, as a clause."""
-        total = self.document.get("total") or {}
-        try:
-            # Where the footage could not tell whether alarms come in bursts, the limit is of bursts.
-            what = "bursts of false alarms" if total.get("bursts", {}) is None else "false alarms"
-            return (
-                f"at most {float(total['at_most']):.3g} {what} a day with "
-                f"{float(self.document['confidence']):.0%} confidence"
-            )
-        except (KeyError, TypeError, ValueError):
+        total = self.document.get("total", {})
+        if "at_most" not in total or "confidence" not in self.document:
             return "without a bound on false alarms"
+        # Where the footage could not tell whether alarms come in bursts, the limit is of bursts.
+        what = "bursts of false alarms" if total.get("bursts", {}) is None else "false alarms"
+        return f"at most {total['at_most']:.3g} {what} a day with {self.document['confidence']:.0%} confidence"
 
     def gate_promise(self) -> str:
         """What the file says of the gate's score errors, as a clause."""
-        gate = self.document.get("gate") or {}
-        try:
-            return (
-                f"a mean score error of at most {float(gate['score_error']['at_most']):.3g} with "
-                f"{float(gate['confidence']):.0%} confidence"
-            )
-        except (KeyError, TypeError, ValueError):
+        gate = self.document.get("gate", {})
+        error = gate.get("score_error", {})
+        if "at_most" not in error or "confidence" not in gate:
             return "without a bound on the score error"
+        return f"a mean score error of at most {error['at_most']:.3g} with {gate['confidence']:.0%} confidence"
 
     def to_json(self) -> dict[str, Any]:
         """For ``result.json``, in place of the one rule."""

@@ -189,6 +189,8 @@ def _run(arguments: argparse.Namespace) -> int:
         # Makes --out, so only once the engine is known to work.
         targets = _places(sources, arguments.source, arguments.out)
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
+        if engine.remark is not None:
+            _remark(arguments, engine.remark)
         return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate, calibration)
 
 
@@ -288,6 +290,7 @@ def _run_all(
 def _places(sources: list[Path], named: list[Path], out: Path | None) -> list[Place | None]:
     """A place below ``out`` for each video; None for each if there is no ``out``."""
     from vadrun.places import places
+    from vadrun.temporary import temporary_file
 
     if out is None:
         return [None] * len(sources)
@@ -295,9 +298,8 @@ def _places(sources: list[Path], named: list[Path], out: Path | None) -> list[Pl
         raise UserError(f"{out} is a file: give a folder to --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".vadrun-can-write"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        with temporary_file(out / "vadrun"):
+            pass  # it can be written to
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; give a writable folder to --out") from error
     return list(places(out, sources, named))

@@ -171,6 +171,8 @@ def _output(keeps: bool) -> Iterator[_Output]:
     try:
         yield out
     finally:
+        with suppress(OSError):
+            out.flush()  # at its end Python would tell of what cannot be written
         sys.stdout, sys.stderr = before
 
 

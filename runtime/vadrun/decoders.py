@@ -23,7 +23,8 @@ from av.video.stream import VideoStream
 
 from vadrun.cuda import NoCuda, gpus
 from vadrun.errors import UserError
-from vadrun.preprocessing import Preprocessor, quarter_turns
+from vadrun.preprocessing import Orientation, Preprocessor, orientation_of
+from vadrun.pyav import DURATIONS, fraction
 
 SOFTWARE = "software"
 _MOST_LEVELS = 3.0  # of 255, by which a first picture may differ from software's in the mean
@@ -172,7 +173,7 @@ class GstreamerDecoder:
         if isinstance(gst, str):
             raise DecoderError(gst)
         self._gst: Any = gst
-        self._first, self._base = first, stream.time_base
+        self._first, self._base = first, fraction(stream.time_base)
         self._stamps: dict[int, tuple[int, int]] = {}  # microseconds -> pts and duration in the stream's time base
         kind, to_annex_b = _PARSERS[codec]
         self._filter = BitStreamFilterContext(to_annex_b, stream)
@@ -279,7 +280,7 @@ def unfit(container: str, first: av.VideoFrame) -> str | None:
         container: FFmpeg's name of the format.
         first: the first picture, decoded by software.
     """
-    if quarter_turns(first):
+    if orientation_of(first) != Orientation():
         return "does not keep the rotation of this file"
     if container == "avi":
         return "does not keep the order of an AVI file"
@@ -306,7 +307,9 @@ def check_first(found: av.VideoFrame | None, first: av.VideoFrame) -> None:
 def _dress(frame: av.VideoFrame, first: av.VideoFrame, length: int) -> None:
     """Give a bare picture the colours of the first one, and its own duration."""
     frame.colorspace, frame.color_range = first.colorspace, first.color_range
-    if length and hasattr(frame, "duration"):  # PyAV 15 has it
+    if hasattr(frame, "color_trc"):  # PyAV 17 has it
+        frame.color_trc, frame.color_primaries = first.color_trc, first.color_primaries
+    if length and DURATIONS:
         frame.duration = length
 
 

@@ -25,12 +25,16 @@ class Engine:
         >>> engine.score(features).anomaly    # float32 [n]        # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle, backend: backends.Backend, why: str, batch: int) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: backends.Backend, why: str, batch: int, *, refuse_wrong: bool = True
+    ) -> None:
         self.bundle = bundle
+        self._refuse_wrong = refuse_wrong
         self.backend = backend
         self.why = why  # why this backend was taken
         self.batch = min(batch, backend.batch_limit or batch)  # frames that one call of the encoder takes at most
         self._text = bundle.text()
+        self.remark = bundle.certificate_remark()  # what should be said of its certificate; None: nothing
 
     @classmethod
     def load(
@@ -51,8 +55,8 @@ class Engine:
             precision: arithmetic of the encoder: "auto", "fp32", "bf16", "fp16" or "int8".
             threads: inference threads; None leaves it to the library.
             batch: how many frames go through the encoder in one call.
-            refuse_wrong: pass over a backend that does not know the bundle's probe; who is to say how wrong it is
-                does without.
+            refuse_wrong: pass over a backend that does not reproduce the bundle's probe, and refuse features and scores
+                that are not finite; who is to say how wrong a backend is does without.
 
         Raises:
             UserError: not a whole bundle, or no such backend works here.
@@ -63,7 +67,7 @@ class Engine:
             raise UserError(f"the number of threads is {threads}: it must be at least 1")
         bundle = Bundle.open(path)
         chosen, why = backends.load(bundle, backend, backends.Options(precision, threads), refuse_wrong=refuse_wrong)
-        return cls(bundle, chosen, why, batch)
+        return cls(bundle, chosen, why, batch, refuse_wrong=refuse_wrong)
 
     @property
     def labels(self) -> list[str]:
@@ -80,7 +84,7 @@ class Engine:
         """Features float32 [n,d] of preprocessed frames, uint8 RGB [n,S,S,3]; n may be 0.
 
         Raises:
-            UserError: another shape or type.
+            UserError: another shape or type, or the backend gives features that are not finite.
         """
         return next(self.encode_each([frames]))
 
@@ -111,6 +115,7 @@ class Engine:
                 done.clear()
 
         for features in self.backend.encode_each(parts()):
+            self._check_finite("features", features)
             yield from whole()  # empty ones before it
             done.append(features)
             yield from whole()
@@ -125,18 +130,33 @@ class Engine:
         """Scores of one video's features [n,d], any n >= 0, in the reference's chunks of T snippets.
 
         Raises:
-            UserError: another shape, or a feature that is not finite.
+            UserError: another shape, or a feature or a score that is not finite.
         """
-        logits, alignment = self.logits(features)
-        return scores_from_logits(logits, alignment, self.bundle.model.anomaly)
+        return self._scores(*self.logits(features))
 
     def score_chunks(self, chunks: Sequence[NDArray[np.float32]]) -> list[Scores]:
-        """Scores of several videos' features [n,d] in one call, 1 <= n <= T: what :meth:`score` gives for each."""
+        """Scores of several videos' features [n,d] in one call, 1 <= n <= T: what :meth:`score` gives for each.
+
+        Raises:
+            UserError: a score that is not finite.
+        """
         model = self.bundle.model
         pairs = score_chunks(
             chunks, model.positions, lambda chunk, lengths: self.backend.head(chunk, lengths, self._text)
         )
-        return [scores_from_logits(logits, alignment, model.anomaly) for logits, alignment in pairs]
+        return [self._scores(logits, alignment) for logits, alignment in pairs]
+
+    def _scores(self, logits: NDArray[np.float32], alignment: NDArray[np.float32]) -> Scores:
+        self._check_finite("scores", logits, alignment)
+        return scores_from_logits(logits, alignment, self.bundle.model.anomaly)
+
+    def _check_finite(self, what: str, *arrays: NDArray[np.float32]) -> None:
+        """Refuse NaN and infinity: nothing is above or below them, so they would pass for footage without an event."""
+        if self._refuse_wrong and not all(np.isfinite(array).all() for array in arrays):
+            raise UserError(
+                f"{self.bundle.root} gives {what} that are not finite on {self.backend.name}:{self.backend.device}: "
+                f"run vadexport verify {self.bundle.root}"
+            )
 
     def logits(
         self, features: NDArray[np.floating], text: NDArray[np.float32] | None = None

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
+
+# Bytes that an ordinary video's decoder takes at most at a time. Where there is room for them, a decoder that lacks
+# memory was asked for too much by a damaged file.
+_ORDINARY = 64 << 20
 
 
 class UserError(Exception):
@@ -56,10 +61,19 @@ def lacks_memory(error: BaseException | None) -> bool:
 def of_the_machine(error: Exception) -> None:
     """Raise :class:`NoMemory` where a library's error comes of the machine, and says nothing of the file that it reads.
 
-    A decoder that cannot start its threads says EAGAIN.
+    A decoder that cannot start its threads says EAGAIN. A damaged file may ask for more memory than any machine has:
+    that is no fault of the machine's.
     """
-    if lacks_memory(error) or isinstance(error, BlockingIOError):
+    if isinstance(error, BlockingIOError) or (lacks_memory(error) and not _has_room()):
         raise no_memory("decode video") from error
+
+
+def _has_room() -> bool:
+    try:
+        mmap.mmap(-1, _ORDINARY).close()
+    except (OSError, MemoryError):
+        return False
+    return True
 
 
 def no_memory(what: str) -> NoMemory:

@@ -107,7 +107,13 @@ class EventDetector:
     def push(
         self, index: int, start: float, end: float, anomaly: float, alignment: NDArray[np.floating]
     ) -> list[Event]:
-        """Take the next snippet (seconds, score, class probabilities [m]); events that are now certain."""
+        """Take the next snippet (seconds, score, class probabilities [m]); events that are now certain.
+
+        Raises:
+            UserError: a score that is not finite, which is neither above nor below any threshold.
+        """
+        if not math.isfinite(anomaly):
+            raise UserError(f"the score of snippet {index} is not finite: check the model and the features")
         rule = self._rule
         ready: list[Event] = []
         if self._open is not None and start - self._open.end > rule.merge_gap:

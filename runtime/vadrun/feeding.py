@@ -24,6 +24,7 @@ from vadrun.engine import Engine
 from vadrun.gate import Verdict
 from vadrun.interrupts import join
 from vadrun.sources import VideoInfo
+from vadrun.timeline import Seen
 from vadrun.video import Snippet, Video
 
 Floats = NDArray[np.float32]
@@ -110,6 +111,7 @@ class Closed(NamedTuple):
     note: str | None
     busy: float  # seconds spent making its snippets
     undecoded: int  # pictures that were not decoded
+    seen: Seen  # how much of it was seen
 
 
 class Failed(NamedTuple):
@@ -319,7 +321,7 @@ class ReadAhead:
                 started = time.perf_counter()
             else:
                 busy += time.perf_counter() - started
-            self._put(video, Closed(opened.damage, opened.note, busy, opened.undecoded))
+            self._put(video, Closed(opened.damage, opened.note, busy, opened.undecoded, opened.seen))
 
     def _put(self, video: int, item: Item | None) -> bool:
         """Hand on an item, None at a reader's end; False if nobody wants any more."""

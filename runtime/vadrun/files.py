@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from vadrun.errors import UserError
 from vadrun.temporary import (
     followed,
+    is_temporary,
     remove_stale,
     replace_directory,
     sync,
@@ -56,18 +58,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield path
         return
     target = followed(path)
-    names: list[str] = []
     try:
         with temporary_file(target) as temporary:
-            names.append(str(temporary))
             yield temporary
             sync(temporary)
             temporary.replace(target)
         sync(target.parent)
     except OSError as error:
-        if error.errno is None or (error.filename is not None and str(error.filename) not in [*names, str(target)]):
+        if error.errno is None or (error.filename is not None and not _is_of(error.filename, target)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_of(name: str | bytes, target: Path) -> bool:
+    path = Path(os.fsdecode(name))
+    return path == target or is_temporary(path.name, target)
 
 
 def write_bytes(path: Path, value: bytes | memoryview) -> None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from vadrun.backlog import Picture
 from vadrun.errors import UserError
-from vadrun.preprocessing import SCALER_THREADS, Preprocessing, plane_rows, quarter_turns
+from vadrun.preprocessing import SCALER_THREADS, Preprocessing, orientation_of, plane_rows
 from vadrun.stillness import Stillness
 
 Floats = NDArray[np.float32]
@@ -247,12 +247,12 @@ class LumaGrid:
 
     def __call__(self, frame: av.VideoFrame) -> Floats:
         """Grey levels float32 [rows,columns] of a frame of any size and pixel format."""
-        turns = quarter_turns(frame)
-        width, height = self._size if turns % 2 == 0 else self._size[::-1]
+        orientation = orientation_of(frame)
+        width, height = self._size if orientation.turns % 2 == 0 else self._size[::-1]
         small = self._reformatter.reformat(
             frame, width=width, height=height, format="gray8", interpolation=int(Interpolation.AREA), **SCALER_THREADS
         )
-        levels = np.rot90(plane_rows(small.planes[0])[:, :width], turns)
+        levels = orientation.upright(plane_rows(small.planes[0])[:, :width])
         return np.array(levels[self._rows, self._columns], np.float32)
 
 

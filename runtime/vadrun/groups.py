@@ -5,7 +5,8 @@ Which pictures the sampling wants is known beforehand, by their place in display
 each group's places are known once it has been read; what comes behind its last wanted picture, in the order of
 decoding, is not decoded at all; and groups can be decoded side by side, each in one thread. That costs less than
 FFmpeg's threads, which work on neighbouring pictures and wait for each other's rows, the more the less there is in
-them. What is given is what a full decode gives, to the bit; only damage in what is left out goes unseen.
+them. What is given is what a full decode gives, to the bit; only damage in what is left out goes unseen. Groups from
+which pictures are missing, by the numbers of the others, are decoded in full.
 
 All of it rests on one picture coming out for each packet, in the order of their timestamps. Where that fails, or where
 there is damage, :class:`vadrun.skipping.Irregular` is raised, and the video has to be read with every picture decoded.
@@ -17,13 +18,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import av
 
 from vadrun.bitstream import Units
 from vadrun.errors import of_the_machine
-from vadrun.skipping import DURATIONS, Irregular, Skipped
+from vadrun.numbering import Succession
+from vadrun.pyav import DURATIONS
+from vadrun.skipping import AHEAD, Irregular, Order, Ranks, Skipped
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -70,6 +74,9 @@ class Worker(Generic[T]):
 
     def __init__(self, context: VideoCodecContext, make: Callable[[av.VideoFrame], T]) -> None:
         context.thread_count = 1
+        if context.name == "hevc":
+            # Its decoder shows what an earlier picture left where it meets damage, and says so to nobody but with this.
+            context.options = {"err_detect": "explode"}
         self._context, self._make = context, make
         self._heard = 0  # news
         self._shown = 0  # display time of the last picture that came out
@@ -185,7 +192,7 @@ class Groups(Generic[T]):
         under_way: deque[tuple[Group, Future[dict[int, T]] | None]] = deque()
         try:
             for group in self._split():
-                under_way.append((group, self._crew.start(group) if group.wanted else None))
+                under_way.append((group, self._crew.start(group) if group.packets else None))
                 if sum(future is not None for _, future in under_way) >= self._crew.count:
                     yield from self._given(*under_way.popleft())
             while under_way:
@@ -222,16 +229,20 @@ class Splitter:
     Args:
         units: reads the packets' headers.
         wanted: whether the picture at this place in display order is needed.
+        ranks: counts those places; for this splitter alone.
     """
 
-    def __init__(self, units: Units, wanted: Callable[[int], bool]) -> None:
-        self._units, self._wanted = units, wanted
+    def __init__(self, units: Units, wanted: Callable[[int], bool], ranks: Ranks | None = None) -> None:
+        self._units, self._wanted, self._ranks = units, wanted, ranks or Ranks()
+        self._order = Order()
         self._before = 0  # pictures in earlier groups
         self._latest: int | None = None  # display time of the last of them
         self._news: list[Packet] = []
         self._packets: list[Packet] = []
         self._size = 0  # bytes of those
         self._unreferred: set[int] = set()
+        self._succession = Succession()
+        self._numbers: dict[int, int | None] = {}  # order counts of the pictures, by display time
 
     def push(self, packet: Packet) -> Group | None:
         """The group that ends before this packet, the next in the order of decoding.
@@ -242,10 +253,12 @@ class Splitter:
         unit = self._units.read(packet)
         if unit is None or packet.pts is None or packet.is_discard or packet.is_corrupt:
             raise Irregular
+        if unit.number.gap or not self._order.fits(packet):
+            raise Irregular
         ended = None
         if unit.closed:
             ended = self.finish()
-            self._packets, self._size, self._unreferred = [], 0, set()
+            self._packets, self._size, self._unreferred, self._numbers = [], 0, set(), {}
             if unit.news:
                 self._news.append(packet)
             if len(self._news) > _MOST_NEWS:
@@ -254,6 +267,7 @@ class Splitter:
             raise Irregular
         self._packets.append(packet)
         self._size += packet.size
+        self._numbers[packet.pts] = unit.number.order
         if not unit.referred:
             self._unreferred.add(packet.pts)
         return ended
@@ -271,12 +285,23 @@ class Splitter:
         times = [pts for pts, _, _ in shown]
         if len(set(times)) < len(times) or (self._latest is not None and times[0] <= self._latest):
             raise Irregular
-        wanted = {pts for rank, pts in enumerate(times, self._before) if self._wanted(rank)}
+        place = {pts: at for at, pts in enumerate(times)}
+        if any(abs(place[packet.pts or 0] - at) > AHEAD for at, packet in enumerate(packets)):
+            raise Irregular  # no decoder waits that long: a wrong timestamp
+        ranks = [self._ranks.next(pts) for pts in times]
+        if any(within == 0 for _, within in ranks[1:]):
+            raise Irregular  # a clock that was set, perhaps between pictures that are not shown in this order
+        wanted = {pts for pts, rank in zip(times, ranks, strict=True) if self._wanted(self._ranks.chosen(rank))}
         tried = max(_TRIED - self._before, 0)
-        decoded = packets[: max(_up_to(packets, wanted), tried)]
+        decoded = packets[: max(_up_to(packets, wanted), tried)] if wanted else []
         spare = self._unreferred - wanted - {packet.pts for packet in packets[:tried] if packet.pts is not None}
+        orders = [self._numbers[pts] for pts in times]
+        direct = [self._succession.follows(before, order) for before, order in pairwise(orders)]
+        if not all(direct):
+            # Pictures are missing, or shown in another order than that of their times: the decoder will tell.
+            decoded, spare = packets, set()
         self._before, self._latest = self._before + len(times), times[-1]
-        return Group(decoded if wanted else [], packets[-1], shown, wanted, spare, list(self._news))
+        return Group(decoded, packets[-1], shown, wanted, spare, list(self._news))
 
 
 def _up_to(packets: list[Packet], wanted: set[int]) -> int:

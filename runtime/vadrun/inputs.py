@@ -42,7 +42,7 @@ def find_videos(folder: str | Path) -> list[Path]:
         UserError: it is no folder.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"{shown(folder)} is not a folder: check the name")
+        raise UserError(f"{redacted(folder)} is not a folder: check the name")
     found: list[Path] = []
     links = [str(folder)]
     seen: set[tuple[int, int]] = set()
@@ -130,7 +130,7 @@ def why_unreadable(path: Path, error: OSError) -> UserError:
     """What the user should know of a path that the system cannot find or read."""
     if _ADDRESS.search(str(path)):
         return UserError(
-            f"{shown(path)} is an address, and only files are read: record the stream to a file and name that"
+            f"{redacted(path)} is an address, and only files are read: record the stream to a file and name that"
         )
     if str(path) == "-":
         return UserError("standard input is a pipe, not a regular file: save the video to a file and name that")
@@ -141,7 +141,7 @@ def why_unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error.strerror}): check the disk or the connection")
 
 
-def shown(path: str | Path) -> str:
+def redacted(path: str | Path) -> str:
     """A path as a message may show it: of an address no more than scheme and host.
 
     Cameras take user and password before the host or in the query, and not every password is escaped.

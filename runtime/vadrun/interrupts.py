@@ -104,10 +104,15 @@ def _told() -> Callable[[], None]:
         for end in _State.woken:
             os.set_blocking(end, end == _State.woken[0])
         # A process that is forked of this one has no such thread, and its signals are not ours.
-        os.register_at_fork(after_in_child=lambda: _untold(-1))
+        os.register_at_fork(after_in_child=_forked)
         threading.Thread(target=_watch, args=(_State.woken[0],), name="signals", daemon=True).start()
     before = signal.set_wakeup_fd(_State.woken[1], warn_on_full_buffer=False)
     return lambda: _untold(before)
+
+
+def _forked() -> None:
+    leftovers.clear()
+    _untold(-1)
 
 
 def _untold(before: int) -> None:
@@ -143,12 +148,12 @@ def _flush() -> None:
             stream.flush()
 
 
-def join(threads: Sequence[threading.Thread], patience: float = PATIENCE) -> bool:
+def join(threads: Sequence[threading.Thread], patience: float | None = None) -> bool:
     """Wait for threads that have been told to stop, but not for ever; False if some are left behind.
 
     One that hangs in a read cannot be ended. It is a daemon, and holds nothing that is written.
     """
-    until = time.monotonic() + patience
+    until = time.monotonic() + (PATIENCE if patience is None else patience)
     for thread in threads:
         thread.join(max(until - time.monotonic(), 0.0))
     left = [thread for thread in threads if thread.is_alive()]

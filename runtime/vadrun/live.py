@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 
 from vadrun.calibration import Calibration
 from vadrun.engine import Engine
-from vadrun.errors import UserError
 from vadrun.events import Event, EventRule
 from vadrun.feeding import Encoded, Holding, features_of, images_of
 from vadrun.gate import GateRule
 from vadrun.interrupts import join
-from vadrun.pipeline import Scorer, VideoResult
+from vadrun.pipeline import Scorer, VideoResult, as_outcome
 from vadrun.scoring import Scores
+from vadrun.timeline import Seen
 from vadrun.video import Shown, Snippet, Video
 
 WAIT = 0.25  # seconds
@@ -73,7 +73,7 @@ class Metrics:
 
     Attributes:
         scored: snippets that have a score.
-        seconds: end of the last snippet that was encoded, from the camera's beginning.
+        seconds: of its video that are in snippets that were encoded; no time in a pause of the recording is.
         delay: seconds that 95% of the last 1000 snippets had a score after; None without any.
         events: so far, by final scores.
         gate: what the gate does and what it costs, with confidence bounds, as :meth:`vadrun.audit.GateAudit.to_json`
@@ -151,6 +151,7 @@ class _End(NamedTuple):
     note: str | None = None
     error: BaseException | None = None
     undecoded: int | None = None
+    seen: Seen | None = None
 
 
 class _Message(NamedTuple):
@@ -315,13 +316,14 @@ class _Live:
 
     def _end(self, number: int, end: _End) -> None:
         self._left -= 1
-        if end.error is not None and not isinstance(end.error, UserError):
-            raise end.error
-        self.cameras[number].failure = None if end.error is None else str(end.error)
+        camera = self.cameras[number]
+        camera.failure = None if end.error is None else str(as_outcome(camera.source, end.error))
         if number in self._watched:
             self._watched[number].result.damage = end.damage
             self._watched[number].result.note = end.note
             self._watched[number].result.undecoded = end.undecoded
+            if end.seen is not None:
+                self._watched[number].result.seen = end.seen
 
     def _due(self) -> float:
         """When a camera has to be scored next."""
@@ -348,7 +350,7 @@ class _Live:
                 self._put(_Message(number, video))
                 for snippet in video.snippets(bundle.sampling, bundle.preprocessing, gate=self.gates[number]):
                     self._put(_Message(number, snippet, time.monotonic()))
-                self._put(_Message(number, _End(video.damage, video.note, undecoded=video.undecoded)))
+                self._put(_Message(number, _End(video.damage, video.note, undecoded=video.undecoded, seen=video.seen)))
         except BaseException as error:
             self._put(_Message(number, _End(error=error)))
 

@@ -28,6 +28,7 @@ from vadrun.gate import GateRule
 from vadrun.places import identity
 from vadrun.scoring import Scores
 from vadrun.sources import VideoInfo
+from vadrun.timeline import Seen
 from vadrun.video import Snippet, Video
 
 
@@ -58,7 +59,9 @@ class VideoResult:
     source: Path
     info: VideoInfo
     snippets: int = 0
-    seconds: float = 0.0  # end of the last scored snippet
+    seconds: float = 0.0  # of the video that are scored: the lengths of its snippets together
+    end: float = 0.0  # of the last scored snippet
+    seen: Seen = field(default_factory=Seen)  # how much of the video was seen, and the gaps between
     peak: float | None = None  # of the anomaly score; None without snippets
     events: list[Event] = field(default_factory=list)
     damage: str | None = None  # what was wrong with the file, as a sentence
@@ -78,12 +81,13 @@ class VideoResult:
             "video": self.info.to_json(),
             "snippets": self.snippets,
             "seconds": round(self.seconds, 3),
+            **self.seen.to_json(),
             "peak": None if self.peak is None else round(self.peak, 6),
             "events": [event.to_json() for event in self.events],
             "damage": self.damage,
             "note": self.note,
             "gate": self.gate,
-            "bundle": {"path": str(bundle.root), "sha256": bundle.sha256},
+            "bundle": {"path": str(bundle.root), "sha256": bundle.sha256, "remark": engine.remark},
             "backend": {
                 "name": backend.name,
                 "device": backend.device,
@@ -101,7 +105,7 @@ class VideoResult:
         }
 
 
-# Called with the seconds of video that are encoded, and the whole length if it is known.
+# Called with the place in the video that is reached, in seconds, and the whole length if it is known.
 Progress = Callable[[float, float | None], None]
 
 
@@ -203,7 +207,7 @@ def run_videos(
             if isinstance(step, Failed):
                 open_.pop(number, None)
                 if number not in reader.left:
-                    yield number, _as_outcome(paths[number], step.error)
+                    yield number, as_outcome(paths[number], step.error)
                 continue
             if number not in open_:
                 continue  # nobody wants it any more
@@ -214,6 +218,7 @@ def run_videos(
                     scorer.push(step)
                 else:
                     result.damage, result.note, result.undecoded = step.damage, step.note, step.undecoded
+                    result.seen = step.seen
                     result.timings.decode, result.timings.encode = step.busy, encoder.seconds.pop(number, 0.0)
                     scorer.finish()
             except UserError as error:
@@ -222,7 +227,7 @@ def run_videos(
                 yield number, error
                 continue
             if progress is not None:
-                progress(number, result.seconds, result.info.duration)
+                progress(number, result.end, result.info.duration)
             if isinstance(step, Closed):
                 result.timings.wall = time.perf_counter() - since
                 del open_[number]
@@ -231,8 +236,14 @@ def run_videos(
         reader.stop()
 
 
-def _as_outcome(path: Path, error: BaseException) -> UserError:
-    """What is wrong with a video, or with us: one that cannot be read must not cost the others."""
+def as_outcome(path: Path, error: BaseException) -> UserError:
+    """What a run says of an error in reading a video: one that cannot be read must not cost the others.
+
+    A :class:`NoMemory` or :class:`InternalError` has the error as its cause.
+
+    Raises:
+        BaseException: the error itself, if it is no :class:`Exception`.
+    """
     if isinstance(error, UserError) and not isinstance(error, NoMemory):
         return error
     outcome: UserError
@@ -299,7 +310,8 @@ class Scorer:
     def push(self, encoded: Encoded) -> None:
         """Take the next snippet; a chunk that is full is scored."""
         self.result.snippets += 1
-        self.result.seconds = encoded.snippet.end
+        self.result.seconds += encoded.snippet.end - encoded.snippet.start
+        self.result.end = encoded.snippet.end
         self._chunk.append(encoded)
         if len(self._chunk) == self._engine.bundle.model.positions:
             self._score()

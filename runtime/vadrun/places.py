@@ -38,6 +38,9 @@ RESULT = "result.json"
 # result.json while the other files of a folder are being replaced.
 _BEFORE = f".{RESULT}.before"
 
+# A result.json that is larger is not ours: one event takes 200 bytes.
+_MOST_BYTES = 256 << 20
+
 # Names that Windows gives to devices, and that a disk or share of it cannot take for a folder.
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
 
@@ -99,8 +102,8 @@ def _settled(wanted: Sequence[Place]) -> list[Place]:
     listed: dict[Path, set[str]] = {}
     for number in sorted(range(len(wanted)), key=lambda number: wanted[number].source):
         place = wanted[number]
-        folder = held.get(number)
-        if folder is None:
+        folder = held.get(number, place.spare)
+        if number not in held:
             free = taken.get(_alike(str(place.folder)), place.source) == place.source
             folder = place.folder if free and _is_free(place.folder, listed) else place.spare
             taken[_alike(str(folder))] = place.source
@@ -125,8 +128,11 @@ def folder_name(source: Path, *, alone: bool = True) -> str:
 def belongs(folder: Path, source: str) -> bool:
     """Whether ``vadrun`` wrote this folder, for this video."""
     for name in (RESULT, _BEFORE):
+        path = folder / name
         try:
-            value: Any = json.loads((folder / name).read_text(encoding="utf-8"))
+            if not path.is_file() or path.stat().st_size > _MOST_BYTES:  # a pipe of that name would be waited for
+                continue
+            value: Any = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
         return isinstance(value, Mapping) and value.get("path") == source and "bundle" in value

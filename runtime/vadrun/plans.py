@@ -6,20 +6,76 @@ plan that does not fit is refused by TensorRT with a line in its log only.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from vadrun.bundle import Bundle
 from vadrun.cuda import Gpu
+from vadrun.errors import UserError
 from vadrun.files import sha256, write_json
+from vadrun.schema import (
+    SHA256,
+    Anything,
+    FileName,
+    Flag,
+    List,
+    Maybe,
+    Number,
+    Record,
+    Table,
+    Text,
+    Where,
+    Whole,
+    parse_json,
+    read_file,
+    validate,
+)
 
 SCHEMA = 1
 ENGINES = "engines"
 BUILD = "build.json"
+
+_SHAPE = List(Whole(0, 65_536), 1, 8)
+_PLAN = Record(
+    {
+        "file": FileName(),
+        "sha256": SHA256,
+        "onnx": FileName(),
+        "onnx_sha256": SHA256,
+        "precision": Text(among=("fp32", "fp16", "int8")),
+        "typing": Text(),
+        "profile": Table(List(_SHAPE, 3, 3)),
+        "seconds": Number(0),
+    },
+    optional={"attention": Maybe(Whole()), "layers": Maybe(Whole()), "held": List(Text())},
+)
+_CHECK = Record(
+    {"artifact": Text(), "passed": Flag(), "limits": Record({"cosine": Number(0)}, others=Anything())},
+    others=Anything(),
+)
+_BUILD = Record(
+    {
+        "schema": Whole(1),
+        "toolkit": Text(),
+        "date": Text(),
+        "library": Text(among=("tensorrt", "tensorrt_rtx")),
+        "version": Text(1, 100),
+        "gpu": Maybe(Text()),
+        "targets": List(Text(pattern=r"\d{1,3}\.\d{1,3}", wanted="a compute capability such as 8.7")),
+        "cuda": Maybe(Text()),
+        "hardware_compatible": Flag(),
+        "version_compatible": Flag(),
+        "bundle": SHA256,
+        "encoder": _PLAN,
+        "head": _PLAN,
+        "checks": List(_CHECK),
+    },
+    optional={"memory": Maybe(Whole()), "checked_on": List(Text())},
+)
 
 
 class PlanError(Exception):
@@ -103,7 +159,13 @@ class PlanSet:
     @property
     def passed(self) -> bool:
         """Whether the plans have been held against PyTorch's answers on a GPU, and were right."""
-        return bool(self.checks) and all(check.get("passed") is True for check in self.checks)
+        return bool(self.checks) and all(check["passed"] for check in self.checks)
+
+    @property
+    def least_cosine(self) -> float | None:
+        """The cosine of a feature that the checks allowed; None where there was no check."""
+        allowed = [check["limits"]["cosine"] for check in self.checks if check["artifact"] == "encoder"]
+        return min(allowed, default=None)
 
     def passed_on(self, gpu: Gpu) -> bool:
         """Whether that was on the GPU they were built on, or on one of this name."""
@@ -120,15 +182,16 @@ class PlanSet:
         Raises:
             PlanError: it is not there or does not read.
         """
-        path = folder / BUILD
+        where = Where(folder / BUILD, "run vadexport compile again")
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if value.pop("schema") != SCHEMA:
-                raise PlanError(f"finds {path} of another version of vadclip-edge")
-            made: PlanSet = _read(cls, value | {part: _read(Plan, value[part]) for part in ("encoder", "head")})
-            return made
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"cannot read {path} ({error})") from error
+            value = parse_json(read_file(folder / BUILD, where), where)
+            if isinstance(value, dict) and value.get("schema") not in (None, SCHEMA):
+                raise PlanError(f"finds {where.name} of another version of vadclip-edge")
+            value = dict(validate(value, _BUILD, where))
+        except UserError as error:
+            raise PlanError(f"cannot read {error}") from error
+        del value["schema"]
+        return cls(**value | {part: Plan(**value[part]) for part in ("encoder", "head")})
 
 
 def compile_advice(root: Path) -> str:
@@ -148,7 +211,7 @@ def plan_folders(bundle: Bundle) -> list[Path]:
     root = bundle.root / ENGINES
     if not root.is_dir():
         return []
-    return sorted(folder for folder in root.iterdir() if not folder.name.startswith(".") and (folder / BUILD).is_file())
+    return sorted(f for f in root.iterdir() if not f.name.startswith(".") and os.path.lexists(f / BUILD))
 
 
 def find_plans(bundle: Bundle, gpu: Gpu, library: str, version: str) -> tuple[Path, PlanSet]:
@@ -199,10 +262,8 @@ def read_plan(folder: Path, plan: Plan) -> bytes:
         PlanError: the file is missing or not the one that was built.
     """
     path, again = folder / plan.file, compile_advice(folder.parent.parent)
-    if Path(plan.file).name != plan.file:
-        raise PlanError(f"finds a plan outside its folder in {folder / BUILD}: {again}")
-    if not path.is_file():
-        raise PlanError(f"misses {path}: {again}")
+    if path.is_symlink() or not path.is_file():
+        raise PlanError(f"misses {path}{' (it is a link)' if path.is_symlink() else ''}: {again}")
     if sha256(path) != plan.sha256:
         raise PlanError(f"finds that {path} is not the file that was built (its sha256 differs): {again}")
     return path.read_bytes()
@@ -216,43 +277,12 @@ def profile_of(folder: Path, plan: Plan, inputs: Iterable[str]) -> dict[str, tup
     """
     found = {}
     for name in inputs:
-        try:
-            least, _, most = ([int(size) for size in shape] for shape in plan.profile[name])
-            found[name] = least, most
-        except (KeyError, TypeError, ValueError) as error:
+        if name not in plan.profile:
             again = compile_advice(folder.parent.parent)
-            raise PlanError(f"finds no profile of {name!r} for {plan.file} in {folder / BUILD}: {again}") from error
+            raise PlanError(f"finds no profile of {name!r} for {plan.file} in {folder / BUILD}: {again}")
+        least, _, most = plan.profile[name]
+        found[name] = least, most
     return found
-
-
-def _read(kind: Any, value: dict[str, Any]) -> Any:
-    """A dataclass of values that JSON gave.
-
-    Raises:
-        TypeError, ValueError: names or types are not its own.
-    """
-    hints = get_type_hints(kind)
-    for entry in fields(kind):
-        if entry.name in value:
-            if not _is_a(value[entry.name], hints[entry.name]):
-                raise ValueError(f"{entry.name} is {json.dumps(value[entry.name], default=str)[:40]}")
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise ValueError(f"{entry.name} is missing")
-    return kind(**value)
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type as the sidecar's dataclasses write them."""
-    origin, inside = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is list:
-        return isinstance(value, list) and all(_is_a(item, inside[0]) for item in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(_is_a(item, inside[1]) for item in value.values())
-    if inside:  # a union
-        return any(_is_a(value, one) for one in inside)
-    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _misfit(plans: PlanSet, bundle: Bundle, gpu: Gpu, library: str, version: str) -> str | None:

@@ -1,24 +1,34 @@
 """From a decoded frame to the encoder's input, in one scaling pass.
 
+With ``interpolation="bilinear"`` it is two passes instead: full-size RGB, and OpenCV's resizing of that.
+
 swscale goes from the decoder's planes straight to the small RGB image: no full-size RGB image is ever made.
-Its bilinear filter widens with the reduction, so shrinking does not alias.
+Its bilinear filter widens with the reduction, so shrinking does not alias. HDR is made SDR on the small image
+(:mod:`vadrun.hdr`). The pixel aspect ratio is ignored: the whole stored picture is scaled to one size, as the released
+code's feature extraction does.
 
 Needs PyAV 14.2: older ones cannot combine scaler flags and do not know a frame's rotation.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from vadrun.bilinear import resize
 from vadrun.errors import UserError
+from vadrun.hdr import has_bt2020_primaries, tone_map, transfer_of
 from vadrun.sampling import check_keys
+
+T = TypeVar("T", bound=np.generic)
 
 REFERENCE_SIZE = 224
 REFERENCE_RESIZE = (340, 256)
@@ -26,8 +36,13 @@ REFERENCE_RESIZE = (340, 256)
 CROPS = ("center", "top-left", "top-right", "bottom-left", "bottom-right")
 # The ten crops of feature files, by their number: where, and whether mirrored.
 TEN_CROPS = tuple((crop, mirror) for mirror in (False, True) for crop in CROPS)
-INTERPOLATIONS = ("bilinear-antialias",)
-UNTAGGED = ("by-size", "bt601", "bt709")
+INTERPOLATIONS = ("bilinear-antialias", "bilinear")
+UNTAGGED = ("by-size", "bt601", "bt709", "bt601-always")
+# By the name of --preprocessing, what makes an image of a frame.
+STYLES = {
+    "default": {"interpolation": "bilinear-antialias", "untagged": "by-size"},
+    "reference": {"interpolation": "bilinear", "untagged": "bt601-always"},
+}
 
 # Colour matrices by their number in the stream (AVColorSpace, ISO/IEC 23091-2).
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
@@ -38,6 +53,9 @@ _LIMITED, _FULL = int(ColorRange.MPEG), int(ColorRange.JPEG)
 # SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND, which PyAV names only from 17 on. Without them colours are up to 3 of
 # 255 off; with them below 1, for about a millisecond per image.
 _SWS_FLAGS = int(Interpolation.BILINEAR) | 0x2000 | 0x40000
+
+# OpenCV's own, with which swscale makes full-size RGB in its fastest and least exact way.
+_OPENCV_FLAGS = int(Interpolation.BICUBIC)
 
 _PYAV = int(av.__version__.split(".")[0])
 # From PyAV 17 on swscale may use threads of its own; an image this small gains nothing from them.
@@ -56,9 +74,11 @@ class Preprocessing:
         size: side of the square that is cut from it, in pixels.
         crop: where it is cut: ``center``, ``top-left``, ``top-right``, ``bottom-left`` or ``bottom-right``.
         mirror: flip the square left to right.
-        interpolation: ``bilinear-antialias``.
+        interpolation: ``bilinear-antialias``, or ``bilinear``: what ``cv2.resize`` with ``INTER_LINEAR`` makes of the
+            full-size RGB picture, which aliases. HDR is antialiased in any case.
         untagged: colour matrix of streams that name none: ``bt601``, ``bt709``, or ``by-size``: BT.709 from a
-            width of 1280 or a height above 576 on, BT.601 below, as players do.
+            width of 1280 or a height above 576 on, BT.601 below, as players do. ``bt601-always`` is BT.601 whatever the
+            stream says, as OpenCV 4 decodes; HDR keeps its own.
 
     Raises:
         UserError: a value that is not allowed; names the attribute.
@@ -86,11 +106,24 @@ class Preprocessing:
                 raise _wrong(key, getattr(self, key), f"one of {', '.join(allowed)}")
 
     @classmethod
-    def for_size(cls, size: int, *, crop: str = "center", mirror: bool = False) -> Preprocessing:
-        """The reference's geometry for an encoder of ``size`` pixels: 340x256 in proportion (64: 97x73)."""
+    def for_size(
+        cls, size: int, *, crop: str = "center", mirror: bool = False, style: str = "default"
+    ) -> Preprocessing:
+        """The reference's geometry for an encoder of ``size`` pixels: 340x256 in proportion (64: 97x73).
+
+        Args:
+            size: side of the encoder's images in pixels.
+            crop, mirror: as attributes.
+            style: ``default``, or ``reference``: pixels as the released features' extraction made them, with OpenCV.
+
+        Raises:
+            UserError: there is no such style.
+        """
+        if style not in STYLES:
+            raise UserError(f"there is no preprocessing {style!r}: take one of {', '.join(STYLES)}")
         width, height = REFERENCE_RESIZE
         resize = (round(width * size / REFERENCE_SIZE), round(height * size / REFERENCE_SIZE))
-        return cls(resize=resize, size=size, crop=crop, mirror=mirror)
+        return cls(resize=resize, size=size, crop=crop, mirror=mirror, **STYLES[style])
 
     def to_manifest(self) -> dict[str, Any]:
         """Plain JSON values, one for each attribute."""
@@ -129,10 +162,17 @@ class Preprocessor:
     """
 
     def __init__(
-        self, preprocessing: Preprocessing | None = None, crops: Sequence[tuple[str, bool]] | None = None
+        self,
+        preprocessing: Preprocessing | None = None,
+        crops: Sequence[tuple[str, bool]] | None = None,
+        transfer: int = 0,
     ) -> None:
-        """With ``crops`` (where, mirrored) one frame gives that many images instead of the one crop."""
+        """With ``crops`` (where, mirrored) one frame gives that many images instead of the one crop.
+
+        ``transfer`` is the stream's transfer characteristic, for frames that do not name theirs.
+        """
         self.preprocessing = preprocessing or Preprocessing()
+        self._transfer = transfer
         self._crops = crops
         self._reformatter = VideoReformatter()
         self._colour: tuple[str, bool] | None = None
@@ -143,9 +183,14 @@ class Preprocessor:
         Colour matrix, range and rotation are those that the frame is tagged with.
         """
         wanted = self.preprocessing
-        turns = quarter_turns(frame)
-        width, height = wanted.resize if turns % 2 == 0 else wanted.resize[::-1]
-        matrix, full = colour_of(frame, wanted.untagged)
+        orientation = orientation_of(frame)
+        width, height = wanted.resize if orientation.turns % 2 == 0 else wanted.resize[::-1]
+        transfer = transfer_of(frame, self._transfer)
+        untagged = wanted.untagged
+        if transfer is not None and untagged == "bt601-always":
+            untagged = "by-size"
+        matrix, full = colour_of(frame, untagged)
+        whole = transfer is None and wanted.interpolation == "bilinear"
         if self._colour not in (None, (matrix, full)):
             # Up to PyAV 16 a scaler that has seen another matrix does not go back to BT.601.
             self._reformatter = VideoReformatter()
@@ -153,13 +198,13 @@ class Preprocessor:
         # Until FFmpeg 8 grey follows its range tag, since then it is always taken for full range.
         grey_limited = _is_grey(frame) and not full
         source_range = _FULL if full or grey_limited else _LIMITED
-        small = self._reformatter.reformat(
+        scaled = self._reformatter.reformat(
             # PyAV 17 scales the two fields of an interlaced frame apart, which leaves combs in the small image.
             _unflagged(frame) if _PYAV >= 17 and frame.interlaced_frame else frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation=_SWS_FLAGS,
+            width=frame.width if whole else width,
+            height=frame.height if whole else height,
+            format="rgb24" if transfer is None else "rgb48le",
+            interpolation=_OPENCV_FLAGS if whole else _SWS_FLAGS,
             src_colorspace=_SWS_MATRICES[matrix],
             dst_colorspace=_SWS_MATRICES[matrix],
             src_color_range=source_range,
@@ -168,8 +213,15 @@ class Preprocessor:
             dst_color_range=_LIMITED if source_range == _FULL else _FULL,
             **SCALER_THREADS,
         )
-        image = plane_rows(small.planes[0])[:, : 3 * width].reshape(height, width, 3)
-        image = np.rot90(image, turns)
+        rows = plane_rows(scaled.planes[0])
+        if transfer is None:
+            image = rows[:, : 3 * scaled.width].reshape(scaled.height, scaled.width, 3)
+            if whole:
+                image = resize(image, width, height)
+        else:
+            codes = np.ascontiguousarray(rows[:, : 6 * width]).view("<u2").reshape(height, width, 3)
+            image = tone_map(codes, transfer, bt2020=has_bt2020_primaries(frame))
+        image = orientation.upright(image)
         if grey_limited:
             image = _EXPAND[image]
         if self._crops is not None:
@@ -184,9 +236,38 @@ class Preprocessor:
         return image[:, ::-1] if mirror else image
 
 
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """How often the picture is to be turned by 90 degrees, counterclockwise, to stand upright: 0 to 3."""
-    return round(frame.rotation / 90) % 4
+class Orientation(NamedTuple):
+    """What makes a stored picture stand upright.
+
+    Attributes:
+        turns: quarter turns counterclockwise, 0 to 3.
+        mirrored: whether it is flipped left to right first.
+    """
+
+    turns: int = 0
+    mirrored: bool = False
+
+    def upright(self, image: NDArray[T]) -> NDArray[T]:
+        """A view of an image [h,w,...] that stands upright."""
+        return np.rot90(image[:, ::-1] if self.mirrored else image, self.turns)
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """How a frame is to be turned and flipped, by its display matrix.
+
+    PyAV tells the angle alone, which for a mirrored picture may be that of its mirror image. The matrix (ISO/IEC
+    14496-12, 6.2.2) takes a point to p' = a p + c q, q' = b p + d q, q downwards. It mirrors where its determinant is
+    negative.
+    """
+    side_data: Any = frame.side_data  # its keys are not what PyAV's types say
+    data = side_data.get(SideData.DISPLAYMATRIX)
+    if data is None or len(matrix := bytes(data)) < 20:
+        return Orientation(round(frame.rotation / 90) % 4)
+    a, b, _, c, d = np.frombuffer(matrix[:20], "=i4").astype(np.float64)  # 16.16
+    mirrored = bool(a * d - b * c < 0)
+    if mirrored:
+        a, b = -a, -b  # of the picture that has been flipped left to right
+    return Orientation(round(-math.degrees(math.atan2(b, a)) / 90) % 4, mirrored)
 
 
 def colour_of(frame: av.VideoFrame, untagged: str = "by-size") -> tuple[str, bool]:
@@ -194,7 +275,7 @@ def colour_of(frame: av.VideoFrame, untagged: str = "by-size") -> tuple[str, boo
 
     Args:
         frame: any decoded frame.
-        untagged: the rule for frames without a known matrix, as in :class:`Preprocessing`.
+        untagged: the rule for frames without a known matrix, or for all, as in :class:`Preprocessing`.
 
     Returns:
         ``bt601``, ``bt709``, ``bt2020``, ``fcc``, ``smpte240m`` or ``rgb``, and the range. Untagged YUV is
@@ -203,7 +284,7 @@ def colour_of(frame: av.VideoFrame, untagged: str = "by-size") -> tuple[str, boo
     name = frame.format.name
     if frame.format.is_rgb:
         return "rgb", True
-    matrix = _MATRICES.get(int(frame.colorspace))
+    matrix = "bt601" if untagged == "bt601-always" else _MATRICES.get(int(frame.colorspace))
     if matrix is None:
         large = frame.width >= 1280 or frame.height > 576
         matrix = ("bt709" if large else "bt601") if untagged == "by-size" else untagged

@@ -16,12 +16,15 @@ from av.video.stream import VideoStream
 
 from vadrun.ahead import Ahead
 from vadrun.backlog import CODECS, Backlog, Picture
-from vadrun.bitstream import KNOWS_EXTRADATA, Units
+from vadrun.bitstream import Unit, Units, jpeg_is_broken
 from vadrun.decoders import SOFTWARE, Decoder, DecoderError
 from vadrun.errors import of_the_machine
 from vadrun.groups import Crew, Groups, Splitter, Taken, Worker
-from vadrun.skipping import AHEAD, Skipped, Skipper
+from vadrun.owed import Owed
+from vadrun.pyav import SIDE_DATA, fraction
+from vadrun.skipping import AHEAD, Ranks, Skipped, Skipper
 from vadrun.sources import open_container, pick_stream
+from vadrun.timeline import WRAPS
 from vadrun.wholeness import Faults, what_is_missing
 
 T = TypeVar("T")
@@ -60,19 +63,20 @@ class Reader:
         self.container = open_container(path)
         try:
             self.stream = pick_stream(self.container, path, stream)
+            self._base = fraction(self.stream.time_base)  # seconds
             self.decoder = decoder(self.stream)
         except BaseException:
             self.container.close()
             raise
-        # What may be left out H.264's decoder knows by itself.
-        self._headers = self._units() if self._codec == "hevc" else None
+        self._owed = Owed(self._codec if self.decoder.name == SOFTWARE else "")
+        self._headers = self._units() if self.decoder.name == SOFTWARE and self._codec in CODECS else None
         # AVI has no display times to tell the order from; hardware decodes everything.
         if self._codec == "h264":
             skips = self.decoder.name == SOFTWARE and self.container.format.name != "avi"
         else:
             skips = self.can_hold_back
         if skips:
-            self.skipper = Skipper()
+            self.skipper = Skipper(self._ranks())
 
     @property
     def _codec(self) -> str:
@@ -121,13 +125,15 @@ class Reader:
             return False
         # Of AVI display times are not known; of others it may not be known that new parameter sets have come.
         kind = self.container.format.name
-        return kind in ("mpegts", "matroska,webm") or (KNOWS_EXTRADATA and kind != "avi")
+        return kind in ("mpegts", "matroska,webm") or (SIDE_DATA and kind != "avi")
 
     def hold_back(
         self,
         wanted: Callable[[int], bool] | None = None,
         threads: Callable[[], int] = lambda: 1,
         moving: Callable[[], bool] = lambda: False,
+        *,
+        joins: bool = False,
     ) -> Iterator[Picture | av.VideoFrame]:
         """As :meth:`pictures`, in its place, but decoded only where somebody asks for it.
 
@@ -135,6 +141,7 @@ class Reader:
             wanted: the places in display order that are asked for where something moves, if that is known.
             threads: how many may decode ahead there now; none, if it is 1.
             moving: whether something moves.
+            joins: whether places are counted over pauses of the recording; else from the last pause on.
         """
         context = self.stream.codec_context
         self.skipper = None
@@ -145,19 +152,27 @@ class Reader:
         def skip(skips: bool) -> None:
             context.skip_frame = "NONREF" if skips else "DEFAULT"
 
+        def flush() -> None:
+            context.flush_buffers()
+            self._owed.forget()
+
         packets = self._followed()
         if wanted is not None:
             crew = self._crew(lambda: lambda frame: frame, threads, [])
-            self._ahead = Ahead(packets, Splitter(self._units(), wanted), crew, lambda: self.faults.count, moving)
+            self._ahead = Ahead(
+                packets, Splitter(self._units(), wanted, self._ranks(joins)), crew, lambda: self.faults.count, moving
+            )
             packets = self._ahead.packets()
         self.backlog = Backlog(
             packets,
             self._units(),
             decode=decode,
             skip=skip,
-            flush=context.flush_buffers,
+            flush=flush,
             faults=lambda: self.faults.count,
             ahead=self._ahead,
+            base=float(self.stream.time_base or 1),
+            missing=lambda: self._fault("missing"),
         )
         return self._held_back(self.backlog)
 
@@ -166,6 +181,8 @@ class Reader:
         wanted: Callable[[int], bool],
         make: Callable[[], Callable[[av.VideoFrame], T]],
         threads: Callable[[], int],
+        *,
+        joins: bool = False,
     ) -> Iterator[Taken | Skipped]:
         """As :meth:`pictures`, in its place, but decoded only as far as is wanted, and by groups.
 
@@ -173,18 +190,30 @@ class Reader:
             wanted: whether the picture at this place in display order is needed.
             make: makes, for each thread, what makes of a frame what is wanted of it.
             threads: how many groups may be decoded at once now.
+            joins: whether places are counted over pauses of the recording; else from the last pause on.
 
         Raises:
             Irregular: pictures were not decoded, and which ones is in doubt.
         """
         self.skipper = None
         crew = self._crew(make, threads, [self.stream.codec_context])
-        splitter = Splitter(self._units(), wanted)
+        splitter = Splitter(self._units(), wanted, self._ranks(joins))
         yield from Groups(self._followed(), splitter, crew, lambda: self.faults.count).pictures()
         self._end(self._last)
 
     def _units(self) -> Units:
         return Units(self._codec, self.stream.codec_context.extradata)
+
+    @property
+    def wrap(self) -> float | None:
+        """Seconds after which the timestamps start again at 0; None where they do not."""
+        return WRAPS.get(self.container.format.name)
+
+    def _ranks(self, joins: bool = False) -> Ranks:
+        base = self.stream.time_base
+        ranks = Ranks(1.0 if base is None else float(base), self.wrap)
+        ranks.joins = joins
+        return ranks
 
     def _crew(
         self,
@@ -245,16 +274,36 @@ class Reader:
     def _decode_packet(self, packet: av.Packet[VideoStream] | None) -> Iterator[av.VideoFrame | Skipped]:
         if packet is not None and packet.is_corrupt:
             self._fault("incomplete")
+        unit: Unit | None = None
+        if packet is not None and self._headers is not None and self.backlog is None:
+            unit = self._headers.read(packet)
+            if unit is not None and unit.number.gap:
+                self._fault("missing")
+        skips = False
         if packet is not None and self.skipper is not None:
-            skips = self._skips(packet, self.skipper)
+            skips = self._skips(packet, unit, self.skipper)
             # The decoder takes this with the packet, for whichever of its threads gets it.
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+        # On demand, a picture that does not come out is looked for again before it is counted.
+        counts = self.backlog is None or not self.backlog.is_regular
+        if counts and packet is not None and not skips:
+            for at in self._owed.fed(packet, self.faults.reached):
+                self._fault("lost", at)
         try:
             frames = self.decoder.decode(packet)
         except av.FFmpegError as error:
             of_the_machine(error)
+            if packet is not None:
+                self._owed.failed(packet)
             self._fault("undecoded")
             return
+        if packet is not None and self._codec == "mjpeg" and jpeg_is_broken(packet):
+            self._fault("patched")
+        for frame in frames:
+            self._owed.came(frame)
+        if counts and packet is None:
+            for at in self._owed.settle():
+                self._fault("lost", at)
         for frame in frames:
             if frame.is_corrupt:
                 self._fault("patched")
@@ -262,11 +311,10 @@ class Reader:
                 yield from self.skipper.placed(frame)
             yield frame
 
-    def _skips(self, packet: av.Packet[VideoStream], skipper: Skipper) -> bool:
+    def _skips(self, packet: av.Packet[VideoStream], unit: Unit | None, skipper: Skipper) -> bool:
         """Whether the decoder leaves out this packet's picture if it is marked as one that no other depends on."""
-        if self._headers is None:
-            return skipper.skips(packet)
-        unit = self._headers.read(packet)
+        if self._codec == "h264":
+            return skipper.skips(packet)  # its decoder knows by itself what may be left out
         if unit is None:
             skipper.doubt()
         return skipper.skips(packet, unit is not None and not unit.referred)
@@ -276,18 +324,20 @@ class Reader:
         # AVI stores no display times, and FFmpeg's guess at them is wrong with B-frames; decoding times, which it
         # does store, come out in the order of display.
         stamp = frame.dts if self.container.format.name == "avi" or frame.pts is None else frame.pts
-        base = self.stream.time_base
-        return None if stamp is None or base is None else float(stamp * base)
+        return None if stamp is None or self._base is None else float(stamp * self._base)
 
     def duration(self, frame: av.VideoFrame | Skipped | Taken | Picture) -> float | None:
         """How long a picture is on display in seconds, if it says so."""
-        ticks, base = getattr(frame, "duration", None), self.stream.time_base  # PyAV 15 has it
-        return float(ticks * base) if ticks and ticks > 0 and base is not None else None
+        ticks = getattr(frame, "duration", None)  # not with every PyAV
+        return float(ticks * self._base) if ticks and ticks > 0 and self._base is not None else None
 
-    def _fault(self, kind: str) -> None:
-        """Count a fault; with hardware, which patches pictures without saying so, leave the file to software."""
+    def _fault(self, kind: str, at: float | None = None) -> None:
+        """Count a fault, at so many seconds if that is not now.
+
+        Hardware patches pictures without saying so: the file is left to software.
+        """
         if self.decoder.name != SOFTWARE:
             raise DecoderError("meets damage")
-        self.faults.note(kind)
+        self.faults.note(kind, at)
         if self.skipper is not None:
             self.skipper.doubt()

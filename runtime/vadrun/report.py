@@ -79,7 +79,7 @@ class Report:
         if not self._as_json:
             _print_result(result)
             if where is not None and where.name not in (source.stem, source.name):
-                print(f"  results in {where}: its own name is taken, or none for a folder")
+                print(f"  results in {where}: the place named after the file is taken, or no folder can have its name")
             sys.stdout.flush()
 
     def finish(self) -> int:

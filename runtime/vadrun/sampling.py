@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from vadrun.errors import UserError
+from vadrun.timeline import LONGEST_PAUSE, LONGEST_SHOWN, Pauses, Seen, Timeline
 
 FrameT = TypeVar("FrameT")
 ImageT = TypeVar("ImageT")
 
-# Seconds between two frames; over a longer pause nothing is on display once the frame before it has had its time.
-LONGEST_PAUSE = 2.0
 # Matroska rounds timestamps to the millisecond: a frame may be this much late and still be in time.
 _ROUNDING = 0.001
 # Where neither the stream nor its timestamps say how long a frame lasts.
@@ -98,72 +97,50 @@ class Sampled(Generic[ImageT]):
     short: bool = False
 
 
-class Timeline:
-    """Makes timestamps strictly increasing.
-
-    A missing one, or one that stands still or goes back, is put one frame after the one before. If the next ones are
-    sound they are taken as they are again, after half a frame if need be. A jump back by more than
-    :data:`LONGEST_PAUSE` is a clock that was set or a stream that began anew: time goes on from where it was.
-    """
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._given = 0.0  # the last timestamp as it came
-        self._shift = 0.0
-
-    def place(self, time: float | None, step: float) -> float:
-        """The time of the next frame.
-
-        Args:
-            time: its timestamp in seconds, or None.
-            step: seconds from one frame to the next, above 0.
-        """
-        if time is not None and not math.isfinite(time):
-            time = None
-        if self._last is None:
-            placed = time or 0.0
-        elif time is None:
-            placed = self._last + step
-        else:
-            placed = time + self._shift
-            if self._last - placed > LONGEST_PAUSE:
-                self._shift = self._last + step - time
-                placed = self._last + step
-            elif placed <= self._last:
-                placed = self._last + (step / 2 if time > self._given else step)
-        if time is not None:
-            self._given = time
-        self._last = placed
-        return placed
-
-
 class Sampler(Generic[FrameT, ImageT]):
     """Cuts a stream of frames into snippets.
 
     By frames, snippet k is frames 16k to 16k+15 (for ``frames`` = 16). It is made once it is whole, and the tail is
-    dropped, as the reference does. It ends where the next frame starts, or before a gap when its last frame ends.
+    dropped, as the reference does. It ends where the next frame starts, or at a pause when its last frame ends.
 
     By time, snippet k covers [k * seconds, (k+1) * seconds) from the first timestamp on, and takes the frame
     that is on display at its start (``first``), at its centre (``middle``), or at evenly spaced times (``mean``:
     at i/16 of its length), so slow cameras repeat frames. It is made only where something is on display for
-    all of it: not within a gap of more than :data:`LONGEST_PAUSE` seconds, and not past the end.
+    all of it: not within a pause, and not past the end. A frame stands for 60 seconds at most.
 
-    Either way a video shorter than one snippet gives one, with ``short`` set: where its pick would lie past the
-    end it takes the last frame, and ``mean`` repeats that.
+    A pause of the recording (:class:`vadrun.timeline.Pauses`) belongs to no snippet. Frames before it are not joined
+    with frames behind it: a snippet that is not whole is dropped, as at the end of a video, and the next one begins
+    with the first frame behind the pause.
+
+    Either way a video without a whole snippet gives one, with ``short`` set, of what lies behind its last pause: where
+    its pick would lie past the end it takes the last frame, and ``mean`` repeats that.
 
     Args:
         sampling: the rule.
         convert: makes an image of a frame; called for the frames that are sampled only.
+        seen: is told how long frames were on display, and of the gaps between them.
+        joins: by frames, a snippet takes 16 frames whatever pauses lie between them, as the reference does.
     """
 
-    def __init__(self, sampling: Sampling, convert: Callable[[FrameT], ImageT]) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        convert: Callable[[FrameT], ImageT],
+        seen: Seen | None = None,
+        *,
+        joins: bool = False,
+    ) -> None:
         self.sampling = sampling
+        self.seen = seen or Seen()
         self._timeline = Timeline()
+        self._pauses = Pauses()
         self._cutter: _ByFrames[FrameT, ImageT] | _ByTime[FrameT, ImageT]
         if sampling.by == "time":
             self._cutter = _ByTime(sampling, convert)
         else:
-            self._cutter = _ByFrames(sampling, convert)
+            self._cutter = _ByFrames(sampling, convert, joins)
+        self._longest = LONGEST_SHOWN if sampling.by == "time" else math.inf
+        self._second: _Placed[FrameT] | None = None  # the second frame, while it may be behind a pause
         self._last: float | None = None
         self._step = _FRAME_SECONDS  # how long the last frame is on display, as far as it is known
         self._usual: float | None = None
@@ -172,41 +149,82 @@ class Sampler(Generic[FrameT, ImageT]):
         """Take the next frame in display order; return the snippets that are complete with it.
 
         Args:
-            frame: kept until the next one comes, at most.
+            frame: kept until the next one comes, at most; a second frame that comes late until the third was taken.
             time: its timestamp in seconds, or None if the stream has none.
             duration: how long it is on display in seconds, if known.
         """
         step = duration if duration is not None and duration > 0 else self._usual or _FRAME_SECONDS
-        placed = self._timeline.place(time, step)
+        new = _Placed(frame, self._timeline.place(time, step), step)
         done: list[Sampled[ImageT]] = []
-        if self._last is not None:
-            until = placed
-            if placed - self._last > LONGEST_PAUSE:
-                until = min(placed, self._last + min(self._step, self._usual or self._step))
-            else:
-                self._usual = placed - self._last
-            done = self._cutter.ended(until, placed)
-        self._cutter.began(frame, placed)
-        self._last = placed
-        self._step = step
-        return done
+        if self._last is None:
+            self._begin(new)
+            return done
+        before = self._last
+        if self._second is not None:
+            before = self._second.time
+            done = self._late(new.time - before)
+        pause = self._pauses.judge(new.time - before)
+        if pause is None:
+            self._second = new
+            return done
+        return done + self._take(new, pause)
 
     def finish(self) -> list[Sampled[ImageT]]:
         """The snippets that the end of the stream completes."""
         if self._last is None:
             return []
+        done = [] if self._second is None else self._late(self._second.step)
         lasts = self._step
-        if lasts > LONGEST_PAUSE and self._usual is not None:
-            lasts = self._usual  # a mean over pauses, not a frame's time
-        return self._cutter.finish(self._last + lasts)
+        if lasts > LONGEST_PAUSE:
+            # The gap to a frame that never came, or a mean over pauses: not a frame's time.
+            lasts = min(lasts, self._usual or LONGEST_SHOWN)
+        until = self._last + min(lasts, self._longest)
+        self.seen.shown(self._last, until, until)
+        return done + self._cutter.finish(until)
+
+    def _late(self, following: float) -> list[Sampled[ImageT]]:
+        """Take the second frame, now that it is known how far the third is from it."""
+        second, self._second = self._second, None
+        assert second is not None and self._last is not None
+        pause = self._pauses.judge(second.time - self._last, following)
+        if pause:
+            self._usual = following
+        return self._take(second, bool(pause))
+
+    def _take(self, new: _Placed[FrameT], pause: bool) -> list[Sampled[ImageT]]:
+        assert self._last is not None
+        until = new.time
+        if pause:
+            until = min(until, self._last + min(self._step, self._usual or self._step))
+        else:
+            self._usual = new.time - self._last
+        until = min(until, self._last + self._longest)
+        self.seen.shown(self._last, until, new.time)
+        done = self._cutter.ended(until, new.time)
+        self._begin(new)
+        return done
+
+    def _begin(self, new: _Placed[FrameT]) -> None:
+        self._cutter.began(new.frame, new.time)
+        self._last, self._step = new.time, new.step
+
+
+@dataclass(frozen=True)
+class _Placed(Generic[FrameT]):
+    """A frame with its place in time, and how long it is on display as far as it is known; seconds."""
+
+    frame: FrameT
+    time: float
+    step: float
 
 
 # The two ways to cut. Their calls alternate: a frame began, it ended, the next began, ..., finish.
 
 
 class _ByFrames(Generic[FrameT, ImageT]):
-    def __init__(self, sampling: Sampling, convert: Callable[[FrameT], ImageT]) -> None:
+    def __init__(self, sampling: Sampling, convert: Callable[[FrameT], ImageT], joins: bool) -> None:
         self._convert = convert
+        self._joins = joins
         self._length = sampling.frames
         self._wanted = {"first": range(1), "middle": range(self._length // 2, self._length // 2 + 1)}.get(
             sampling.pick, range(self._length)
@@ -234,10 +252,12 @@ class _ByFrames(Generic[FrameT, ImageT]):
             self._count = 0
 
     def ended(self, until: float, following: float) -> list[Sampled[ImageT]]:
-        if self._whole is None:
-            return []
-        done = [replace(self._whole, end=until)]
-        self._whole = None
+        done = []
+        if self._whole is not None:
+            done = [replace(self._whole, end=until)]
+            self._whole = None
+        elif following > until and not self._joins:  # a pause: what is not whole is dropped
+            self._count, self._images, self._spare = 0, [], None
         return done
 
     def finish(self, until: float) -> list[Sampled[ImageT]]:

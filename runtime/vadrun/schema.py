@@ -62,8 +62,8 @@ class Schema(Protocol):
 class Misfit(Exception):
     """A value does not fit its description; the message is a clause that names the key."""
 
-    def __init__(self, key: str, value: Any, wanted: str) -> None:
-        super().__init__(f"{key or 'the whole'} is {shown(value)}, not {wanted}")
+    def __init__(self, key: str, value: Any, wanted: str, said: str | None = None) -> None:
+        super().__init__(f"{key or 'the whole'} is {said or shown(value)}, not {wanted}")
 
 
 def validate(value: Any, schema: Schema, where: Where) -> Any:
@@ -186,6 +186,7 @@ class Text:
 
     Attributes:
         least, most: characters.
+        plain: refuse control characters; a file's name may hold them.
         among: the only texts that are allowed; empty for any.
         pattern: a regular expression for the whole of it.
         wanted: how a sentence names it.
@@ -193,6 +194,7 @@ class Text:
 
     least: int = 0
     most: int = 10_000
+    plain: bool = True
     among: Sequence[str] = ()
     pattern: str | None = None
     wanted: str = "a text"
@@ -206,7 +208,7 @@ class Text:
             raise Misfit(key, value, self.wanted)
         if not self.least <= len(value) <= self.most:
             raise Misfit(key, value, f"{self.wanted} of {self.least} to {self.most} characters")
-        if _CONTROL.search(value):
+        if self.plain and _CONTROL.search(value):
             raise Misfit(key, value, f"{self.wanted} without control characters")
         if self.pattern is not None and not re.fullmatch(self.pattern, value):
             raise Misfit(key, value, self.wanted)
@@ -345,7 +347,8 @@ class Table:
         if not isinstance(value, Mapping):
             raise Misfit(key, value, "an object")
         if not self.least <= len(value) <= self.most:
-            raise Misfit(key, value, f"an object of {self.least} to {self.most} entries")
+            wanted = f"an object of {self.least} to {self.most} entries"
+            raise Misfit(key, value, wanted, f"an object of {len(value)} entries")
         for name, item in value.items():
             self.key.check(name, f"a key of {key or 'the whole'}")
             self.value.check(item, _join(key, name))

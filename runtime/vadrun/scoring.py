@@ -35,6 +35,11 @@ class Scores:
     def __len__(self) -> int:
         return len(self.anomaly)
 
+    @property
+    def finite(self) -> bool:
+        """Whether every score is a number."""
+        return bool(np.isfinite(self.anomaly).all() and np.isfinite(self.alignment).all())
+
 
 def sigmoid(x: NDArray[Any]) -> Floats:
     """1 / (1 + e^-x), without overflow."""
@@ -44,7 +49,8 @@ def sigmoid(x: NDArray[Any]) -> Floats:
 
 def softmax(x: NDArray[Any]) -> Floats:
     """Softmax over the last axis."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of logits that are not finite; who wants to know looks at them
+        e = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(e / e.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
@@ -64,6 +70,15 @@ def scores_from_logits(logits: Floats, alignment: Floats, branch: str) -> Scores
     else:
         raise ValueError(f"unknown branch {branch!r}")
     return Scores(confidence, classes, anomaly)
+
+
+def score_differences(measured: Scores, reference: Scores) -> NDArray[np.float64]:
+    """Absolute differences of every probability of both branches and of the anomaly score; 1 where not finite."""
+    parts = [
+        np.abs(getattr(measured, part).astype(np.float64) - getattr(reference, part)).ravel()
+        for part in ("confidence", "alignment", "anomaly")
+    ]
+    return np.asarray(np.nan_to_num(np.concatenate(parts), nan=1.0), np.float64)
 
 
 def score_features(features: Floats, positions: int, classes: int, head: Head) -> tuple[Floats, Floats]:

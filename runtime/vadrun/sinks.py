@@ -34,7 +34,7 @@ class ResultFolder:
         self._files = ExitStack()
 
     def __enter__(self) -> ResultFolder:
-        with ExitStack() as stack, writing(self.place.folder):
+        with writing(self.place.folder), ExitStack() as stack:  # files that are closed may fail, too
             self.place.folder.parent.mkdir(parents=True, exist_ok=True)
             self._folder = stack.enter_context(temporary_directory(self.place.folder))
             stack.enter_context(self._files)

@@ -16,11 +16,16 @@ from av.video.stream import VideoStream
 
 from vadrun.decoders import SOFTWARE
 from vadrun.errors import UserError, of_the_machine
+from vadrun.hdr import transfer_of
 from vadrun.inputs import check_regular, why_unreadable
-from vadrun.preprocessing import colour_of, quarter_turns
+from vadrun.preprocessing import colour_of, orientation_of
+from vadrun.pyav import fraction, open_input
 from vadrun.unscored import other_recordings, other_streams, stream_name
 from vadrun.wholeness import what_is_missing
 
+MOST_PIXELS = 40_000_000
+"""Of a picture that is decoded: 8192x4320 and some more. A file of a few bytes may claim any size, and a decoder takes
+memory for several pictures at once."""
 _NOMINAL_RATE = 25.0  # frames per second, where a stream says nothing
 
 
@@ -35,9 +40,11 @@ class VideoInfo:
         duration: seconds that the file promises; None if it promises nothing.
         frames: how many frames that should be, or None.
         rotation: degrees that the picture is turned counterclockwise for display: 0, 90, 180 or 270.
+        mirrored: whether it is flipped left to right before that.
         pixel_format: FFmpeg's name.
         matrix: colour matrix that is used, ``bt601``, ``bt709``, ...
         full_range: whether levels are taken for full range (0 to 255) or limited (16 to 235).
+        hdr: ``PQ`` or ``HLG`` if it is HDR, which is tone-mapped to SDR; else None.
         start: the first frame's timestamp in seconds; all other times are counted from it.
         stream: FFmpeg's number of the video stream that is read.
         remarks: what the user should know of what the file holds and of how it is shown, each a sentence without
@@ -53,9 +60,11 @@ class VideoInfo:
     duration: float | None
     frames: int | None
     rotation: int
+    mirrored: bool
     pixel_format: str
     matrix: str
     full_range: bool
+    hdr: str | None
     start: float
     stream: int = 0
     remarks: tuple[str, ...] = ()
@@ -79,8 +88,8 @@ def open_container(path: Path) -> InputContainer:
         raise UserError(f"{path} is empty: copy or record it again")
     try:
         # "file:" because a colon in a name would be taken for a protocol. A playlist in disguise may not reach out
-        # to the network, and tags in another encoding than UTF-8 are no reason to refuse a video.
-        return av.open(f"file:{path}", "r", container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        # to the network.
+        return open_input(f"file:{path}", container_options={"protocol_whitelist": "file"})
     except av.FFmpegError as error:
         of_the_machine(error)
         why = what_is_missing(path) or "its content is of no kind that FFmpeg knows"
@@ -91,7 +100,8 @@ def pick_stream(container: InputContainer, path: Path, number: int | None = None
     """The video stream with FFmpeg's ``number``, or the main one; cover pictures do not count.
 
     Raises:
-        UserError: there is no such stream, no video stream at all, or FFmpeg cannot decode it.
+        UserError: there is no such stream, no video stream at all, FFmpeg cannot decode it, or its picture has more
+            than :data:`MOST_PIXELS` pixels.
     """
     streams = _video_streams(container)
     if not streams:
@@ -106,6 +116,13 @@ def pick_stream(container: InputContainer, path: Path, number: int | None = None
         raise UserError(f"{path} has no video stream {number}: its video is {names}; name one of these to --stream")
     if stream.codec_context is None:
         raise UserError(f"{path} is in a video codec that this FFmpeg cannot decode: convert it to H.264")
+    context = stream.codec_context
+    if context.width * context.height > MOST_PIXELS:
+        raise UserError(
+            f"{path} has a picture of {context.width}x{context.height}, and more than {MOST_PIXELS // 10**6} million "
+            "pixels are not decoded: scale it down, or check the file"
+        )
+    context.options = {"max_pixels": str(MOST_PIXELS)}  # also if it grows later in the file
     return stream
 
 
@@ -122,18 +139,22 @@ def describe(
     rate = next(
         (
             float(rate)
-            for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate)
+            for rate in map(fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
             if rate is not None and 0 < rate <= 1000
         ),
         _NOMINAL_RATE,
     )
-    duration = None
-    if stream.duration is not None and stream.time_base is not None:
-        duration = float(stream.duration * stream.time_base)
+    duration, base = None, fraction(stream.time_base)
+    if stream.duration is not None and base is not None:
+        duration = float(stream.duration * base)
     elif container.duration is not None:
         duration = container.duration / av.time_base
     frames = stream.frames or (round(duration * rate) if duration else None)
     matrix, full_range = colour_of(first)
+    orientation = orientation_of(first)
+    hdr = transfer_of(first, stream.codec_context.color_trc)
+    if hdr is not None:
+        remarks.append(f"is HDR ({hdr}), and is tone-mapped to SDR for the encoder")
     return VideoInfo(
         codec=stream.codec_context.codec.canonical_name,
         width=first.width,
@@ -141,7 +162,9 @@ def describe(
         rate=rate,
         duration=duration,
         frames=frames,
-        rotation=90 * quarter_turns(first),
+        rotation=90 * orientation.turns,
+        mirrored=orientation.mirrored,
+        hdr=hdr,
         pixel_format=first.format.name,
         matrix=matrix,
         full_range=full_range,

@@ -79,7 +79,7 @@ def _made(target: Path, ending: str, make: Callable[[Path], object]) -> Iterator
     """A new temporary file or folder, locked while the block runs."""
     while True:
         path = target.with_name(f"{_stem(target.name)}{secrets.token_hex(4)}{ending}")
-        descriptor = -1
+        descriptor, ours = -1, os.getpid()
         leftovers.add(path)
         try:
             make(path)
@@ -93,7 +93,8 @@ def _made(target: Path, ending: str, make: Callable[[Path], object]) -> Iterator
         finally:
             try:
                 with uninterrupted():
-                    _remove(path)
+                    if os.getpid() == ours:  # a process that was forked of this one ends with a copy of this block
+                        _remove(path)
                     leftovers.discard(path)
             finally:
                 if descriptor >= 0:
@@ -147,7 +148,6 @@ def remove_stale(target: Path) -> None:
     """Remove what processes that were killed have left of writing ``target``, and finish or undo what they began."""
     if sys.platform == "win32":
         return
-    pattern = re.compile(re.escape(_stem(target.name)) + "[0-9a-f]{8}" + re.escape(_ending(target.name)))
     folders = re.compile(re.escape(_stem(target.name)) + "[0-9a-f]{8}")
     try:
         names = os.listdir(target.parent)
@@ -159,8 +159,14 @@ def remove_stale(target: Path) -> None:
             _restore(path, target)
     for name in names:
         path = target.with_name(name)
-        if (pattern.fullmatch(name) or folders.fullmatch(name)) and not path.with_name(name + _OLD).exists():
+        if (is_temporary(name, target) or folders.fullmatch(name)) and not path.with_name(name + _OLD).exists():
             _remove_unlocked(path)
+
+
+def is_temporary(name: str, target: Path) -> bool:
+    """Whether this is a name of :func:`temporary_file` for ``target``."""
+    pattern = re.escape(_stem(target.name)) + "[0-9a-f]{8}" + re.escape(_ending(target.name))
+    return re.fullmatch(pattern, name) is not None
 
 
 def _restore(old: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ Damaged files are read as far as they go, and say so afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +26,11 @@ from vadrun.gate import Gate, GateRule, Looked, Verdict
 from vadrun.groups import Taken
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.reader import Reader
-from vadrun.sampling import Sampled, Sampler, Sampling, Timeline
+from vadrun.sampling import Sampled, Sampler, Sampling
 from vadrun.skipping import Irregular, Skipped
 from vadrun.sources import describe
 from vadrun.stillness import Stillness
+from vadrun.timeline import LONGEST_PAUSE, Pauses, Seen, Timeline
 from vadrun.wholeness import what_is_missing
 
 T = TypeVar("T")
@@ -104,6 +106,7 @@ class Video:
         at_once: how many groups of pictures may be decoded at once now, where that is not always ``threads``.
         stopped: whether nobody wants any more of it; asked while it is read a second time.
         note: what the user should know of a sound file, as a clause without the file's name, or None.
+        seen: how much of it was seen so far, and the gaps between.
 
     Raises:
         UserError: there is no such file, it cannot be read, no picture in it can be decoded, or not with the decoder
@@ -134,6 +137,7 @@ class Video:
         """Open the file for software to decode from its beginning."""
         self.decoded = 0
         self.note: str | None = None
+        self.seen = Seen()
         self._gates: list[Gate] = []  # that look at its pictures
         self._anew = False  # whether the reader stands before the first picture again
         self._reader = self._new_reader(lambda stream: decoders.SoftwareDecoder(stream, self._threads))
@@ -146,6 +150,7 @@ class Video:
                 why = what_is_missing(self.path) or "it may be damaged, encrypted, or of a kind that FFmpeg lacks"
                 raise UserError(f"{self.path}: no picture in it can be decoded ({why}): copy or record it again")
             start = self._reader.timestamp(self._first) or 0.0
+            self._transfer = self._reader.stream.codec_context.color_trc  # for frames that do not name theirs
             self.info = describe(self.path, self._reader.container, self._reader.stream, self._first, start)
         except BaseException:
             self._reader.close()
@@ -201,15 +206,46 @@ class Video:
 
     def shown(self) -> Iterator[Shown]:
         """The same, and in their places the pictures that are not decoded because no snippet needs them."""
-        timeline = Timeline()
+        timeline = Timeline(self._reader.wrap, self.seen)
         usual = 1 / self.info.rate
+        for frame, stamp in self._stamped():
+            duration = self._reader.duration(frame) or usual
+            time = timeline.place(stamp, duration)
+            self.decoded += 1
+            self._reader.faults.reached = time + min(duration, LONGEST_PAUSE)
+            yield Shown(frame, time, duration)
+
+    def _stamped(self) -> Iterator[tuple[Place, float | None]]:
+        """All frames with their timestamps in seconds from the first one's, None where they have none.
+
+        One that is alone in being much later than those around it is wrong, and left out. To see that, a frame behind a
+        pause waits for the next one.
+        """
+        begun = not self._anew
+        pauses = Pauses()
+        last: float | None = None
+        late: tuple[Place, float] | None = None
         for frame in self._all():
             stamp = self._reader.timestamp(frame)
-            duration = self._reader.duration(frame) or usual
-            time = timeline.place(None if stamp is None else stamp - self.info.start, duration)
-            self.decoded += 1
-            self._reader.faults.reached = time + duration
-            yield Shown(frame, time, duration)
+            if stamp is not None:
+                stamp -= self.info.start
+            if not begun and stamp is not None and stamp < 0:
+                # A decoder that has met later parameter sets can do more than one that reads on from the beginning.
+                self._reader.faults.note("lost", 0.0)
+                continue
+            begun = True
+            if late is not None:
+                assert last is not None
+                alone = stamp is not None and last < stamp < min(last + LONGEST_PAUSE, late[1])
+                yield late[0], None if alone else late[1]
+                last, late = last if alone else late[1], None
+            if stamp is not None and last is not None and stamp > last and pauses.judge(stamp - last, math.inf):
+                late = frame, stamp
+                continue
+            last = stamp if stamp is not None else last
+            yield frame, stamp
+        if late is not None:
+            yield late
 
     def snippets(
         self,
@@ -217,6 +253,8 @@ class Video:
         preprocessing: Preprocessing | None = None,
         crops: Sequence[tuple[str, bool]] | None = None,
         gate: GateRule | None = None,
+        *,
+        joins: bool = False,
     ) -> Iterator[Snippet]:
         """The video's snippets in order; only the frames that are sampled are converted.
 
@@ -225,6 +263,8 @@ class Video:
             preprocessing: what is done to them.
             crops: (where, mirrored) of several crops to take instead of the one that ``preprocessing`` names.
             gate: holds snippets in which nothing has changed; they come without images, and are not converted.
+            joins: by frames, a snippet takes 16 frames whatever pauses of the recording lie between them: for features
+                whose truth counts frames.
 
         Raises:
             UserError: a gate, and several images to a snippet.
@@ -235,14 +275,15 @@ class Video:
             _check_one_image(sampling)
         wanted = _wanted(sampling)
         if gate is not None and self._reader.can_hold_back:
-            self._hold_back(wanted if self.looks_ahead else None)
+            self._hold_back(wanted if self.looks_ahead else None, joins)
         elif gate is None and wanted is not None and self.looks_ahead and self._reader.can_hold_back:
-            self._group(wanted, lambda: Preprocessor(preprocessing, crops))
+            self._group(wanted, lambda: Preprocessor(preprocessing, crops, self._transfer), joins)
         elif wanted is not None and self._reader.skipper is not None:
             length = sampling.frames
+            self._reader.skipper.ranks.joins = joins
             # A first snippet may be all there is, and then another of its frames is looked at.
             self._reader.skipper.wanted = lambda rank: rank < length or wanted(rank)
-        yield from self._again_if_irregular(lambda: self._cut(sampling, preprocessing, crops, gate))
+        yield from self._again_if_irregular(lambda: self._cut(sampling, preprocessing, crops, gate, joins))
 
     def shadows(
         self, sampling: Sampling, preprocessing: Preprocessing, gates: Sequence[GateRule]
@@ -254,7 +295,7 @@ class Video:
         """
         _check_one_image(sampling)
         if self._reader.can_hold_back:
-            self._hold_back(_wanted(sampling))
+            self._hold_back(_wanted(sampling), joins=False)
         self._reader.skipper = None
         rules = [replace(gate, shadow=True) for gate in gates]
         yield from self._shadows(sampling, preprocessing, rules)
@@ -283,14 +324,14 @@ class Video:
     def _share(self) -> int:
         return self._threads or cores() if self.at_once is None else self.at_once()
 
-    def _group(self, wanted: Callable[[int], bool], make: Callable[[], Preprocessor]) -> None:
+    def _group(self, wanted: Callable[[int], bool], make: Callable[[], Preprocessor], joins: bool) -> None:
         """Begin anew, and decode only what is wanted, by groups."""
         self._reader.close()
         self._reader = self._new_reader(lambda stream: decoders.SoftwareDecoder(stream, 1))
         self._anew = True
-        self._frames = self._reader.in_groups(wanted, make, self._share)
+        self._frames = self._reader.in_groups(wanted, make, self._share, joins=joins)
 
-    def _hold_back(self, wanted: Callable[[int], bool] | None) -> None:
+    def _hold_back(self, wanted: Callable[[int], bool] | None, joins: bool) -> None:
         """Begin anew, and decode only what is asked for; ``wanted`` in any case, where something moves."""
         self._reader.close()
         # Threads that work on several pictures at a time would have to decode more of them to give one.
@@ -300,6 +341,7 @@ class Video:
             wanted if self._share() > 1 or self.at_once is not None else None,
             self._share,
             lambda: any(gate.moving for gate in self._gates),
+            joins=joins,
         )
 
     def _cut(
@@ -308,8 +350,9 @@ class Video:
         preprocessing: Preprocessing,
         crops: Sequence[tuple[str, bool]] | None,
         gate: GateRule | None,
+        joins: bool,
     ) -> Iterator[Snippet]:
-        convert = Preprocessor(preprocessing, crops)
+        convert = Preprocessor(preprocessing, crops, self._transfer)
         guard = None if gate is None else self._guard(gate, preprocessing, convert)
 
         def looked(frame: Place) -> Looked:
@@ -322,13 +365,13 @@ class Video:
             assert not isinstance(frame, Picture)  # nothing is held back without a gate
             return Looked(convert(frame), Verdict.ENCODE)
 
-        for sampled in self._sampled(sampling, looked, [] if guard is None else [guard]):
+        for sampled in self._sampled(sampling, looked, [] if guard is None else [guard], joins=joins):
             yield _snippet(sampled, sampled.images, preprocessing.size)
 
     def _shadows(
         self, sampling: Sampling, preprocessing: Preprocessing, gates: Sequence[GateRule]
     ) -> Iterator[tuple[Snippet, tuple[Verdict, ...]]]:
-        convert = Preprocessor(preprocessing)
+        convert = Preprocessor(preprocessing, transfer=self._transfer)
         image: Any = None
         guards = [self._guard(gate, preprocessing, lambda frame: image) for gate in gates]
 
@@ -350,24 +393,32 @@ class Video:
         return self._gates[-1]
 
     def _sampled(
-        self, sampling: Sampling, looked: Callable[[Place], T], guards: Sequence[Gate]
+        self, sampling: Sampling, looked: Callable[[Place], T], guards: Sequence[Gate], *, joins: bool = False
     ) -> Iterator[Sampled[T]]:
         """What the sampler makes of the pictures, all of which pass the gates."""
-        sampler: Sampler[Place, T] = Sampler(sampling, looked)
+        self.seen = Seen()
+        sampler: Sampler[Place, T] = Sampler(sampling, looked, self.seen, joins=joins)
+        scored = 0.0
         for frame, time, duration in self.shown():
             if not isinstance(frame, Skipped | Taken):
                 for guard in guards:
                     guard.passes(frame, time)
-            yield from sampler.push(frame, time, duration)
+            for sampled in sampler.push(frame, time, duration):
+                scored += sampled.end - sampled.start
+                yield sampled
             if not isinstance(frame, Skipped | Taken):
                 for guard in guards:
                     guard.passed(frame)
+        notes = []
         for sampled in sampler.finish():
             if sampled.short:
                 length = f"{sampling.frames} frames" if sampling.by == "frames" else f"{sampling.seconds:g} s"
                 count = f"{self.decoded} frame{'' if self.decoded == 1 else 's'}"
-                self.note = f"with {count} it is shorter than a snippet of {length}, and taken for one"
+                pieces = "" if self.seen.longest is None else " between pauses"
+                notes = [f"with {count}{pieces} it is shorter than a snippet of {length}, and taken for one"]
+            scored += sampled.end - sampled.start
             yield sampled
+        self.note = "; ".join([*notes, *self.seen.remarks(scored)]) or None
 
     def _take_hardware(self, kinds: Sequence[Any], *, required: bool) -> None:
         """Go on with the first hardware decoder that gives the first picture as software has; the file begins anew."""

@@ -203,6 +203,8 @@ _FAULTS = {
     "incomplete": ("packet is incomplete", "packets are incomplete"),
     "undecoded": ("packet could not be decoded", "packets could not be decoded"),
     "patched": ("picture has errors", "pictures have errors"),
+    "missing": ("place where pictures are missing", "places where pictures are missing"),
+    "lost": ("picture was dropped by the decoder", "pictures were dropped by the decoder"),
     "broken": ("place of its container could not be read", "places of its container could not be read"),
 }
 
@@ -216,10 +218,10 @@ class Faults:
         self._first: float | None = None  # seconds, of the first fault
         self._counts = dict.fromkeys(_FAULTS, 0)
 
-    def note(self, kind: str) -> None:
-        """Count a fault of one of the kinds in ``_FAULTS``."""
-        if self._first is None:
-            self._first = self.reached
+    def note(self, kind: str, at: float | None = None) -> None:
+        """Count a fault of one of the kinds in ``_FAULTS``, at so many seconds if that is not now."""
+        at = self.reached if at is None else at
+        self._first = at if self._first is None else min(self._first, at)
         self._counts[kind] += 1
 
     @property

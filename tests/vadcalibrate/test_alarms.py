@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,31 @@ def test_events_are_those_of_the_runtime(seed: int) -> None:
 def test_nothing_merges_across_videos() -> None:
     clips = [footage(np.array([[0.0, 0.0], [0.9, 0.0]])), footage(np.array([[0.9, 0.0], [0.0, 0.0]]))]
     assert len(track(clips, 1, 3.0).events(RULES["a"])) == 2
+
+
+def test_time_in_a_gap_is_not_promised() -> None:
+    """Twenty minutes, recorded in two pieces a year apart, are twenty minutes."""
+    whole = footage(np.full((1200, 2), 0.01))
+    spans = whole.spans.copy()
+    spans[600:] += 365 * DAY
+    paused = replace(whole, spans=spans)
+    one, other = (set_thresholds([item], RULES, 3.0, 0.95, allow_short=True) for item in (whole, paused))
+    assert other.days == pytest.approx(one.days) and other.at_most == pytest.approx(one.at_most)
+    found = track([paused], 1, 3.0)
+    assert found.end[-1] == pytest.approx(1203.0)
+    np.testing.assert_allclose(found.end - found.start, 1.0, atol=1e-6)
+
+
+def test_gaps_are_shortened_and_nothing_merges_across_them() -> None:
+    rng = np.random.default_rng(2)
+    length = rng.uniform(0.2, 1.0, 200)
+    start = np.cumsum(length) - length + np.cumsum(rng.choice([0.0, 1.5, 2.5, 1e5], 200, p=[0.85, 0.05, 0.05, 0.05]))
+    whole = footage(np.stack([rng.random(200) * 0.6, np.zeros(200)], axis=1))
+    item = replace(whole, spans=np.stack([start, start + length], axis=1))
+    alone = Track(item.scores[:, 1], start, start + length).events(RULES["a"])
+    found = track([item], 1, 3.0).events(RULES["a"])
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], alone[:, 1] - alone[:, 0], atol=1e-4)
+    np.testing.assert_allclose(found[:, 2], alone[:, 2])
 
 
 def alarming(rng: np.random.Generator, days: float, rates: tuple[float, float], peaks: float) -> Footage:

@@ -106,7 +106,10 @@ def test_results_of_vadrun_are_footage_too(
     (broken / "scores.csv").write_text("\n".join(text) + "\n")
     value = json.loads((broken / "result.json").read_text())
     for changed, expected in (
-        ({"rule": None}, "does not read as a result"),
+        ({"rule": None}, "result.json: rule is null, not an object: run vadrun --out again"),
+        ({"video": value["video"] | {"width": "x"}}, "result.json: video.width is 'x', not a whole number"),
+        ({"bundle": "x"}, "result.json: bundle is 'x', not an object"),
+        ({"gate": 7}, "result.json: gate is 7, not an object"),
         ({"gate": {"mode": "on"}}, "is of a run with --gate"),
     ):
         (broken / "result.json").write_text(json.dumps({**value, **changed}))
@@ -117,9 +120,11 @@ def test_results_of_vadrun_are_footage_too(
     assert "holds both results of vadrun and videos (1 video, such as more.mp4)" in said
     (broken / "more.mp4").unlink()
     (broken / "scores.csv").write_text("snippet\nx\n")
-    assert "does not read as a result" in refused(
-        capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate)
-    )
+    said = refused(capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate))
+    assert "scores.csv: it does not read as scores (could not convert string to float: 'x')" in said
+    (broken / "scores.csv").write_text("snippet,start,end\n1,0,1\n")
+    said = refused(capsys, alarms(bundle, tmp_path / "c.json", "--normal", broken, *rate))
+    assert "scores.csv: it has 3 columns, not snippet, start, end, anomaly and the classes" in said
     said = refused(capsys, alarms(bundles["ucf"], tmp_path / "c.json", "--normal", results, *rate))
     assert "is of another bundle than" in said
     assert not (tmp_path / "c.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,25 @@ def test_a_file_of_ranges(bundles: dict[str, Path], chosen: Chosen, tmp_path: Pa
     np.testing.assert_array_equal(again.frames, ranges.frames)
     with pytest.raises(UserError, match="does not exist"):
         Ranges.load(tmp_path / "none.npz")
-    np.savez(tmp_path / "other.npz", a=np.zeros(2))
+    with np.load(tmp_path / "r.npz") as data:
+        sound = {name: data[name] for name in data.files}
+    facts = json.loads(str(sound["facts"]))
     (tmp_path / "text.npz").write_text("no")
-    for name in ("other.npz", "text.npz"):
-        with pytest.raises(UserError, match="is no file of ranges"):
-            Ranges.load(tmp_path / name)
+    with pytest.raises(UserError, match=r"text\.npz: it is not a whole \.npz archive .*: make it with vadcalibrate"):
+        Ranges.load(tmp_path / "text.npz")
+    for changed, said in (
+        ({"facts": None}, "it holds no array 'facts'"),
+        ({"facts": np.array("{")}, "it is not JSON"),
+        ({"facts": np.array(json.dumps(facts | {"kind": "another"}))}, "kind is 'another', not one of vadclip-edge"),
+        ({"facts": np.array(json.dumps(facts | {"origin": {}}))}, "origin.frames is missing"),
+        ({"facts": np.array(json.dumps(facts | {"linears": ["a"]}))}, "its ranges are not those of its linears"),
+        ({name: found * 0 for name, found in sound.items() if name.startswith("method")}, "a range in it is not above"),
+        ({"frames": np.zeros((2, 4, 5, 3), np.uint8)}, r"'frames' is \[2, 4, 5, 3\], not \[k,size,size,3\]"),
+    ):
+        arrays = {name: value for name, value in (sound | changed).items() if value is not None}
+        np.savez(tmp_path / "other.npz", **arrays)
+        with pytest.raises(UserError, match=rf"other\.npz: {said}.*: make it with vadcalibrate ranges"):
+            Ranges.load(tmp_path / "other.npz")
 
 
 def test_bad_input(bundles: dict[str, Path], tmp_path: Path, capsys: Printed) -> None:

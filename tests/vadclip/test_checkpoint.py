@@ -157,18 +157,6 @@ def test_unknown_pretrained_clip(xd: Golden, tmp_path: Path) -> None:
         load_checkpoint(path, dataset="xd", clip="opena")
 
 
-def test_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vadclip.clip import pretrained
-
-    def offline(name: str, **_: object) -> None:
-        raise RuntimeError("no route to host\nand a long story")
-
-    monkeypatch.setattr("open_clip.create_model", offline)
-    with pytest.raises(UserError) as error:
-        pretrained("openai")
-    assert "'openai'" in str(error.value) and "cannot be downloaded (no route to host): connect" in str(error.value)
-
-
 # --- our own format
 
 
@@ -265,7 +253,7 @@ def test_failed_save_leaves_the_old_file(xd: Golden, tmp_path: Path, monkeypatch
         name.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vadclip.checkpoint.save_file", full)
+    monkeypatch.setattr("vadclip.weights.save_file", full)
     with pytest.raises(UserError, match=r"cannot be written .*No space left"):
         save_checkpoint(xd.load(), path)
     assert path.read_text(encoding="utf-8") == "old" and os.listdir(tmp_path) == [path.name]
@@ -283,7 +271,7 @@ def test_configuration_that_does_not_fit(xd: Golden, tmp_path: Path) -> None:
     save_checkpoint(model, path)
     assert "its weights and its configuration say different sizes" in refused(path, dataset=None)
     save_file(model.state_dict(), path, metadata={"format": "vadclip", "config": "{"})
-    assert "the model configuration is not JSON" in refused(path, dataset=None)
+    assert "the model configuration: it is not JSON" in refused(path, dataset=None)
 
 
 def test_sha256(tmp_path: Path) -> None:
@@ -346,7 +334,7 @@ def zip_of(**members: bytes) -> bytes:
         ("model.safetensors", b"version https://git-lfs", "is not a checkpoint: name a .pth"),
         ("model.safetensors", b"\x08" + bytes(7) + b"{not json", "is damaged or no .safetensors file"),
         ("model.pth", zip_of(readme=b"hello"), "is a zip archive without weights"),
-        ("model.pth", zip_of(constants_pkl=b"", data_pkl=b""), "is a TorchScript program"),
+        ("model.pth", zip_of(constants_pkl=b"", data_pkl=b""), "is damaged"),
         ("model.pth", zip_of(data_pkl=b""), "is damaged (RuntimeError): get it again"),
         ("model.pth", b"PK\x03\x04 cut short", "is damaged or incomplete"),
         ("model.pth", b"\x80\x02", "is damaged (EOFError): get it again"),
@@ -442,7 +430,7 @@ def test_weights_that_do_not_fit(
         ({"labels": "normal"}, "labels: expected a list of strings, got str"),
         ({"labels": ["normal", ""]}, "labels: label 1 is empty"),
         ({"labels": ["normal", "fire", "Fire"]}, "labels: 'Fire' repeats 'fire'"),
-        ({"labels": ["normal", None]}, "labels: label 1 is None, which is not a string"),
+        ({"labels": ["normal", None]}, "labels: label 1 is null, which is not a string"),
         ({"window": 0}, "window is 0: use a whole number"),
         ({"heads": 5}, "embed_dim 64 is not a multiple of heads 5"),
         ({"anomaly": "both"}, "anomaly is 'both'"),

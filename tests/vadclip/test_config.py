@@ -28,10 +28,10 @@ def test_defaults_are_the_released_model() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"window": 0}, "window is 0: use a whole number of at least 1"),
-        ({"window": True}, "window is True"),
+        ({"window": 0}, "window is 0: use a whole number from 1 to 1048576"),
+        ({"window": True}, "window is true"),
         ({"layers": 1.0}, "layers is 1.0"),
-        ({"prompt_prefix": -1}, "prompt_prefix is -1: use a whole number of at least 0"),
+        ({"prompt_prefix": -1}, "prompt_prefix is -1: use a whole number from 0 to 4096"),
         ({"heads": 3}, "embed_dim 512 is not a multiple of heads 3"),
         ({"embed_dim": 511}, "embed_dim 511 is not a multiple of 2"),
         ({"labels": ("normal", "normal")}, "labels: 'normal' repeats"),
@@ -41,7 +41,7 @@ def test_defaults_are_the_released_model() -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": "0.07"}, "temperature is '0.07'"),
         ({"prompt_prefix": 40, "prompt_postfix": 35}, r"40 \+ 35 prompt tokens leave no room"),
-        ({"clip": None}, "clip is None"),
+        ({"clip": None}, "clip is null"),
     ],
 )
 def test_values_refused(change: dict[str, Any], expected: str) -> None:
@@ -59,7 +59,7 @@ def test_clip_sizes_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda data: "no JSON", "the model configuration is not JSON"),
+        (lambda data: "no JSON", "the model configuration: it is not JSON"),
         (lambda data: json.dumps([1]), "the model configuration is not a JSON object"),
         (lambda data: json.dumps(data | {"colour": 1}), "has the unknown entry 'colour'"),
         (lambda data: json.dumps({k: v for k, v in data.items() if k != "window"}), "has no entry 'window'"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from tests import clips
 from tests.golden import Golden
 from vadclip.cli import main
+from vadclip.clip import build_clip
 from vadclip.extract import Encoder, ExtractOptions, _features
 from vadclip.images import normalise
 from vadclip.lists import load_list
 from vadclip.presets import PRESETS
+from vadclip.untrained import SMALL
+from vadexport.build import BuildOptions, build
 from vadrun import Engine, Video
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
@@ -67,6 +71,28 @@ def test_a_checkpoint_gives_what_its_bundle_gives(
     for name in ("a", "b"):
         fast, slow = (np.load(tmp_path / kind / f"{name}__0.npy") for kind in ("bundle", "torch"))
         np.testing.assert_allclose(fast, slow, atol=1e-4)
+
+
+def test_features_of_the_references_pixels(
+    footage: Path, bundles: dict[str, Path], ucf: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = tmp_path / "bundle"
+    build(BuildOptions(ucf.checkpoint, reference, dataset="ucf", mirror=False, preprocessing="reference"))
+    common = (footage / "a.mp4", "--precision", "fp32", "--dtype", "float32")
+    # A bundle's own pixels, if nothing else is asked for.
+    assert run(*common, "--encoder", reference, "--out", tmp_path / "own") == 0
+    assert run(*common, "--encoder", bundles["ucf"], "--out", tmp_path / "asked", "--preprocessing", "reference") == 0
+    assert run(*common, "--encoder", reference, "--out", tmp_path / "ours", "--preprocessing", "default") == 0
+    own, asked, ours = (np.load(tmp_path / name / "a__0.npy") for name in ("own", "asked", "ours"))
+    np.testing.assert_allclose(own, asked, atol=1e-5)
+    assert np.abs(own - ours).max() > 1e-3
+    made = json.loads((tmp_path / "asked" / "features.json").read_text())["preprocessing"]
+    assert (made["interpolation"], made["untagged"]) == ("bilinear", "bt601-always")
+    # The two are never mixed.
+    assert run(*common, "--encoder", bundles["ucf"], "--out", tmp_path / "asked") == 2
+    assert "holds features made with preprocessing" in capsys.readouterr().err
+    assert run(*common, "--encoder", reference, "--out", tmp_path / "x", "--preprocessing", "cv2") == 2
+    assert "no preprocessing 'cv2'" in capsys.readouterr().err
 
 
 def test_another_stream_of_a_video_can_be_chosen(
@@ -293,3 +319,29 @@ def test_a_list_of_videos_gives_a_list_of_features(
     found = load_list(out / "train.csv", PRESETS["ucf"])
     assert len(found) == 20 and found.crops[:10] == tuple(range(10)) and all(path.is_file() for path in found.paths)
     assert found.labels[::10] == ("Normal", "Abuse-Arson")
+
+
+def test_the_kind_of_a_clip_is_asked_for_and_kept(
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights alone do not tell it; features of one kind are not mixed with those of another."""
+    clip = build_clip(64, replace(SMALL, activation="gelu"))
+    torch.save(clip.state_dict(), tmp_path / "clip.bin")
+    model = {"embed_dim": 64, "vision_cfg": {"image_size": 64, "width": 128, "layers": 2}}
+    model["text_cfg"] = {"width": 64, "heads": 1, "layers": 2}
+    (tmp_path / "laion.json").write_text(json.dumps(model), encoding="utf-8")
+    source = [footage, "--encoder", tmp_path / "clip.bin", "--out", tmp_path / "out"]
+    assert run(*source) == 2
+    assert "activation and heads: say which it is with --clip-model, openai (Op" in capsys.readouterr().err
+    assert run(*source, "--clip-model", tmp_path / "laion.json") == 0
+    sidecar = json.loads((tmp_path / "out" / "features.json").read_text(encoding="utf-8"))
+    assert sidecar["encoder"].startswith("clip.bin ") and sidecar["encoder"].endswith(" fp32,gelu")
+    assert run(*source, "--clip-model", "openai") == 2
+    assert "holds features made with encoder" in capsys.readouterr().err
+    assert run(*source, "--clip-model", "ViT-B-16") == 2
+    assert "its CLIP's image_size is 64, but open_clip's ViT-B-16 has 224" in capsys.readouterr().err
+    assert run(footage, "--encoder", "openai", "--out", tmp_path / "out", "--clip-model", "openai") == 2
+    assert "leave --clip-model out" in capsys.readouterr().err
+    # Beside the file under open_clip's name, the configuration is found.
+    (tmp_path / "laion.json").rename(tmp_path / "open_clip_config.json")
+    assert run(*source) == 0

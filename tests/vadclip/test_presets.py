@@ -81,10 +81,10 @@ def test_labels_file_refused(tmp_path: Path, content: str, expected: str) -> Non
 
 
 def test_labels_file_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.txt: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"none\.txt: it does not exist"):
         load_labels(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes("normal\nÜberfall\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.txt: is not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.txt: it is not UTF-8 text: name a plain UTF-8 text file of labels"):
         load_labels(tmp_path / "latin.txt")
 
 

@@ -58,7 +58,7 @@ def test_a_list_does_not_mix_known_with_unknown(tmp_path: Path) -> None:
 def test_a_sidecar_that_does_not_read(tmp_path: Path) -> None:
     path = folder(tmp_path / "one")
     (path.parent / SIDECAR).write_text("[1, 2]")
-    with pytest.raises(UserError, match="does not read"):
+    with pytest.raises(UserError, match="the whole is a list of 2, not an object: extract into another folder"):
         common_settings([path])
 
 

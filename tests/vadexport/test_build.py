@@ -17,7 +17,8 @@ from vadclip.train import new_model
 from vadexport import build as build_module
 from vadexport.build import BuildOptions, ParityError, build
 from vadexport.probe import Probe, drawn_frames
-from vadrun import Engine, UserError
+from vadrun import Bundle, Engine, UserError, Video
+from vadrun.gate import GateRule
 from vadrun.preprocessing import Preprocessing
 from vadrun.sampling import Sampling
 
@@ -96,6 +97,46 @@ def test_the_bundle_samples_as_the_model_was_trained(ucf: Golden, tmp_path: Path
     with pytest.raises(UserError, match=r"made with preprocessing .*32.*, but its bundle would have"):
         build(BuildOptions(path, tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_the_bundle_makes_images_as_the_model_was_trained(ucf: Golden, tmp_path: Path) -> None:
+    model, path = ucf.load(), tmp_path / "model.safetensors"
+    reference = Preprocessing.for_size(64, style="reference")
+    model.feature_settings = {"sampling": Sampling().to_manifest(), "preprocessing": image_settings(reference)}
+    save_checkpoint(model, path)
+    build(BuildOptions(path, tmp_path / "bundle", mirror=False))
+    assert Preprocessing.from_manifest(manifest(tmp_path / "bundle")["preprocessing"]) == reference
+    with pytest.raises(UserError, match=r"made with preprocessing .*\"bilinear\".*, but its bundle would have"):
+        build(BuildOptions(path, tmp_path / "other", preprocessing="default"))
+
+
+def test_a_bundle_with_the_references_pixels(ucf: Golden, tmp_path: Path) -> None:
+    """The probe, scoring with and without the gate, and the gate's calibration follow the manifest."""
+    out = tmp_path / "bundle"
+    video = clips.write_clip(tmp_path / "clip.mp4", 80, size=(1280, 720), draw=_stripes)
+    build(BuildOptions(ucf.checkpoint, out, dataset="ucf", preprocessing="reference", probe=[video]))
+    found = manifest(out)["preprocessing"]
+    assert (found["interpolation"], found["untagged"]) == ("bilinear", "bt601-always")
+    bundle = Bundle.open(out)
+    with Video(video) as opened:
+        reference = [snippet.images[0] for snippet in opened.snippets(bundle.sampling, bundle.preprocessing)]
+    np.testing.assert_array_equal(Probe.load(out / "probe.npz").frames, np.stack(reference))
+    with Video(video) as opened:
+        ours = next(opened.snippets(bundle.sampling, Preprocessing.for_size(64, mirror=True))).images[0]
+    assert np.abs(reference[0].astype(int) - ours).mean() > 9
+    with Video(video) as opened:
+        judged = opened.snippets(bundle.sampling, bundle.preprocessing, gate=GateRule())
+        held = [snippet.images[0] for snippet in judged if len(snippet.images)]
+    np.testing.assert_array_equal(held[0], reference[0])
+    with pytest.raises(UserError, match="no preprocessing 'opencv': take one of default, reference"):
+        build(BuildOptions(ucf.checkpoint, tmp_path / "other", dataset="ucf", preprocessing="opencv"))
+
+
+def _stripes(number: int, width: int, height: int) -> np.ndarray:
+    """So fine that a filter that averages makes them grey."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, (np.arange(width) + number) % 6 < 3] = (200, 120, 60)
+    return image
 
 
 def test_the_bundle_looks_where_the_model_was_tested(ucf: Golden, tmp_path: Path) -> None:
@@ -189,10 +230,10 @@ def test_a_graph_that_differs_from_pytorch_stops_the_build(
 ) -> None:
     true_graph = getattr(build_module, f"{part}_graph")
 
-    def wrong(weights: dict[str, np.ndarray], *rest: Any) -> onnx.ModelProto:
+    def wrong(weights: dict[str, np.ndarray], *rest: Any, **options: Any) -> onnx.ModelProto:
         key = "ln_post.weight" if part == "encoder" else "linear.bias"
         spoilt = weights | {key: weights[key] + np.linspace(0, 0.5, weights[key].size, dtype=np.float32)}
-        graph: onnx.ModelProto = true_graph(spoilt, *rest)
+        graph: onnx.ModelProto = true_graph(spoilt, *rest, **options)
         return graph
 
     monkeypatch.setattr(build_module, f"{part}_graph", wrong)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +16,7 @@ from tests.vadrun.test_bundle import rehash
 from vadexport import certificate
 from vadexport.probe import Probe
 from vadrun import Bundle, Engine, UserError, backends
+from vadrun.scoring import Scores
 
 
 def spoil(root: Path, name: str, constant: str, factor: float) -> None:
@@ -82,17 +87,50 @@ def test_events_that_appear_or_vanish_are_counted(bundle_copy: Path) -> None:
     assert not wrong["chain"].passed and not wrong["head"].passed
 
 
-def test_another_machine_keeps_its_run_and_the_same_one_replaces_it(bundle_copy: Path) -> None:
+def test_runs_are_added_and_the_latest_stay(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sha = Bundle.open(bundle_copy).sha256
     path = bundle_copy / "certificate.json"
-    value = json.loads(path.read_text())
-    value["runs"][0]["machine"]["cpu"] = "another"
-    path.write_text(json.dumps(value))
     verification = certificate.verify(bundle_copy)
-    for _ in range(2):
-        certificate.write(bundle_copy, verification, sha)
-    runs = json.loads(path.read_text())["runs"]
-    assert [run["machine"]["cpu"] for run in runs] == ["another", certificate.machine()["cpu"]]
+    dated = [replace(verification, date=f"2026-01-{day:02d}") for day in range(1, 6)]
+    (built,) = (run["date"] for run in json.loads(path.read_text())["runs"])
+    assert [certificate.write(bundle_copy, one, sha) for one in dated[:2]] == [2, 3]
+    dates = [run["date"] for run in json.loads(path.read_text())["runs"]]
+    assert dates == [built, "2026-01-01", "2026-01-02"]
+    monkeypatch.setattr(certificate, "MOST_RUNS", 3)
+    for one in dated[2:]:
+        certificate.write(bundle_copy, one, sha)
+    dates = [run["date"] for run in json.loads(path.read_text())["runs"]]
+    assert dates == ["2026-01-03", "2026-01-04", "2026-01-05"]
+
+
+def test_runs_at_once_do_not_cost_each_other_their_entries(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha = Bundle.open(bundle_copy).sha256
+    verification = certificate.verify(bundle_copy)
+    read = certificate.read_certificate
+
+    def slowly(root: Path) -> Any:
+        found = read(root)
+        time.sleep(0.05)  # what another adds now must not be lost
+        return found
+
+    monkeypatch.setattr(certificate, "read_certificate", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: certificate.write(bundle_copy, verification, sha), range(8)))
+    assert len(json.loads((bundle_copy / "certificate.json").read_text())["runs"]) == 9
+
+
+def test_a_bundle_that_was_changed_meanwhile_is_not_certified(bundle_copy: Path) -> None:
+    verification = certificate.verify(bundle_copy)
+    before = (bundle_copy / "certificate.json").read_bytes()
+    with pytest.raises(UserError, match="was changed while it was being verified"):
+        certificate.write(bundle_copy, verification, "0" * 64)
+    assert (bundle_copy / "certificate.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_an_unreadable_certificate_is_replaced(bundle_copy: Path, content: str) -> None:
+    (bundle_copy / "certificate.json").write_text(content)
+    assert certificate.write(bundle_copy, certificate.verify(bundle_copy), Bundle.open(bundle_copy).sha256) == 1
 
 
 def test_a_certificate_of_another_bundle_is_not_kept(bundle_copy: Path) -> None:
@@ -117,3 +155,42 @@ def test_without_a_backend_nothing_can_be_said(bundles: dict[str, Path], monkeyp
     monkeypatch.setattr(backends, "available", lambda: [])
     with pytest.raises(UserError, match="no backend is installed"):
         certificate.verify(bundles["ucf"])
+
+
+def scores(anomaly: list[float]) -> Scores:
+    value = np.array(anomaly, np.float32)
+    return Scores(value, np.stack([1 - value, value], axis=1), value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost", "passed"),
+    [
+        (0.9, 0.1, 0, False),  # a sure event is lost
+        (0.9, 0.1, 1, True),  # as the user allows
+        (0.7, 0.1, 0, True),  # not a sure one
+        (0.9, 0.85, 0, True),
+    ],
+)
+def test_a_sure_event_that_is_lost_fails_the_check(before: float, after: float, lost: int, passed: bool) -> None:
+    reference, measured = scores([0.0] * 4 + [before] * 4 + [0.0] * 4), scores([0.0] * 4 + [after] * 4 + [0.0] * 4)
+    limits = certificate.Limits(cosine=0.99, score=1.0, lost=lost)
+    check = certificate._check("chain", "b", "int8", limits, scores=(measured, reference), labels=["0", "1"])
+    assert (check.events_sure_lost, check.passed) == (int(before > 0.8 > after), passed)
+
+
+def test_a_head_that_says_nothing_is_as_wrong_as_can_be() -> None:
+    reference = scores([0.2] * 4)
+    check = certificate._check("head", "b", "fp32", certificate.LIMITS["fp32"], scores=(None, reference))
+    assert (check.score_max, check.score_mean, check.passed) == (1.0, 1.0, False)
+    assert check.events_lost is None and check.events_sure_lost is None
+
+
+def test_a_head_that_is_off_fails_by_its_difference_alone() -> None:
+    reference, measured = scores([0.2] * 4), scores([0.2002] * 4)  # no event in either
+    check = certificate._check(
+        "head", "b", "fp32", certificate.LIMITS["fp32"], scores=(measured, reference), labels="01"
+    )
+    assert not check.passed and check.score_max == pytest.approx(2e-4, rel=1e-2)
+    near = scores([0.20005] * 4)
+    check = certificate._check("head", "b", "fp32", certificate.LIMITS["fp32"], scores=(near, reference), labels="01")
+    assert check.passed

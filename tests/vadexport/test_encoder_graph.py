@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,26 @@ def test_several_heads(golden: Golden) -> None:
         expected = model.encode_image(normalise(frames)).numpy()
     assert SMALL.vision_heads > 1
     np.testing.assert_allclose(run(encoder_graph(visual(model), 2), frames), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 5e-3)])
+def test_gelu_and_other_heads(precision: str, limit: float) -> None:
+    """A CLIP of LAION's kind: the exact GELU, here with heads of 16; its weights tell neither."""
+    from vadclip.untrained import SMALL, untrained
+
+    config = replace(SMALL, activation="gelu", vision_heads=8)
+    model = untrained("ucf", config, embed_dim=64)
+    with torch.no_grad():
+        for block in model.clipmodel.visual.transformer.resblocks:
+            block.mlp.c_fc.weight.mul_(8)
+    frames = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = model.encode_image(normalise(frames)).numpy()
+    graph = encoder_graph(visual(model), 8, precision, activation="gelu")
+    assert {"Erf"} <= set(node_kinds(graph)) and "Sigmoid" not in node_kinds(graph)
+    assert np.abs(run(graph, frames) - expected).max() < limit * np.abs(expected).max()
+    for other in (encoder_graph(visual(model), 8), encoder_graph(visual(model), 2, activation="gelu")):
+        assert np.abs(run(other, frames) - expected).max() > 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])

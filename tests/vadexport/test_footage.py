@@ -36,7 +36,7 @@ def test_footage_against_the_bundles_own_float32(bundle_copy: Path, videos: Path
     assert (
         "3 videos" in said and "against float32 graph" in said and "AUC" in said and "allowed in fp32: cosine" in said
     )
-    run = json.loads((bundle_copy / "certificate.json").read_text())["runs"][0]
+    run = json.loads((bundle_copy / "certificate.json").read_text())["runs"][-1]
     by = {(check["backend"], check["precision"]): check for check in run["footage"]}
     exact = by["onnxruntime:cpu", "fp32"]
     assert exact["cosine_min"] == pytest.approx(1.0) and exact["score_max"] < 1e-6
@@ -78,7 +78,7 @@ def test_a_graph_that_gives_nan_fails(
     spoil(bundle_copy, "encoder.fp32.onnx", "ln_post.weight", float("nan"))
     arguments = ["verify", str(bundle_copy), "--videos", str(videos), "--reference", str(bundles["ucf"])]
     assert main(arguments) == 1
-    run = json.loads((bundle_copy / "certificate.json").read_text())["runs"][0]
+    run = json.loads((bundle_copy / "certificate.json").read_text())["runs"][-1]
     assert not any(check["passed"] for check in run["footage"])
 
 

@@ -222,6 +222,10 @@ def test_bad_input(ucf: Golden, xd: Golden, ranges: Ranges, tmp_path: Path, caps
             ),
             "was made with a bundle of another checkpoint",
         ),
+        (
+            (*build_of, "--precision", "int8", "--ranges", path, "--preprocessing", "reference"),
+            "was made with a bundle of another preprocessing",
+        ),
     ):
         assert said in fails(capsys, "build", *arguments)
     assert not (tmp_path / "b").exists()

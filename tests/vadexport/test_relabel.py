@@ -4,12 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.golden import Golden
+from vadclip import save_checkpoint
+from vadclip.checkpoint import load_clip
+from vadclip.clip import build_clip
+from vadclip.untrained import SMALL, save_released_format, untrained
 from vadexport import certificate
 from vadexport.build import BuildOptions, build
 from vadexport.cli import main
@@ -55,6 +61,46 @@ def test_a_class_that_was_added_is_found(demo: Path) -> None:
         assert elsewhere == ["fighting", "accident", "riot"]
         assert there == ["blaze"] if added else "blaze" not in there
     assert certificate.verify(demo).passed
+
+
+@pytest.mark.parametrize("kept_in", ["pth", "safetensors"])
+def test_the_activation_of_the_clip_stays_what_it_is(tmp_path: Path, kept_in: str) -> None:
+    """A checkpoint with a CLIP of LAION's kind: build is told, or its own format tells; relabel knows it then."""
+    model = untrained("ucf", replace(SMALL, activation="gelu", text_heads=4), 64)
+    with torch.no_grad():
+        for tower in (model.clipmodel.visual.transformer, model.clipmodel.transformer):
+            for block in tower.resblocks:
+                block.mlp.c_fc.weight.mul_(8)
+    checkpoint, told = tmp_path / f"model.{kept_in}", None
+    if kept_in == "pth":
+        save_released_format(model, checkpoint)
+        told = tmp_path / "clip.json"
+        vision = {"image_size": 64, "patch_size": 16, "width": 128, "layers": 2}
+        text = {"width": 64, "heads": 4, "layers": 2}
+        told.write_text(json.dumps({"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}), encoding="utf-8")
+    else:
+        save_checkpoint(model, checkpoint)
+    bundle = tmp_path / "bundle"
+    dataset = ["--dataset", "ucf"] if told else []
+    options = ["--clip-model", str(told)] if told else []
+    assert main(["build", "--checkpoint", str(checkpoint), "--out", str(bundle), *dataset, *options]) == 0
+    relabel(bundle, named("normal", "fire"), checkpoint=checkpoint)
+    with torch.no_grad():
+        expected = model.encode_text(["normal", "fire"]).numpy()
+        model.clipmodel = build_clip(64, replace(SMALL, text_heads=4)).eval()
+        model.clipmodel.load_state_dict(load_clip(checkpoint, str(told) if told else None).state_dict())
+        other = model.encode_text(["normal", "fire"]).numpy()
+    np.testing.assert_allclose(np.load(bundle / "text.npy"), expected, atol=1e-5)
+    assert np.abs(other - expected).max() > 1e-3
+    assert certificate.verify(bundle).passed
+
+
+def test_a_bundle_of_before_is_relabelled(bundle_copy: Path, ucf: Golden) -> None:
+    """Its manifest says nothing of the CLIP, which is OpenAI's then."""
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    del manifest["checkpoint"]["clip"]
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    assert relabel(bundle_copy, named("normal", "fire"), checkpoint=ucf.checkpoint).labels == ("normal", "fire")
 
 
 def test_graphs_and_engines_are_the_same_files(bundle_copy: Path, ucf: Golden) -> None:
@@ -135,9 +181,9 @@ def test_what_is_refused(bundle_copy: Path, ucf: Golden, xd: Golden, tmp_path: P
     for classes, source, said in (
         (two, {"checkpoint": xd.checkpoint}, "is not the checkpoint that"),
         (two, {"checkpoint": tmp_path / "none"}, "does not exist"),
-        (two, {"text": wrong}, r"but 2 labels of width \d+ are expected"),
-        (two, {"text": zero}, "zero or not finite"),
-        (two, {"text": damaged}, "does not read as a .npy file"),
+        (two, {"text": wrong}, r"not \[2,\d+\]: give embeddings of these 2 labels of width \d+"),
+        (two, {"text": zero}, "a class whose embedding is zero"),
+        (two, {"text": damaged}, "is not in NumPy's format"),
         (named("fire", "normal"), {"text": wrong}, "put it first"),
         (named("normal", "word " * 80), {"checkpoint": ucf.checkpoint}, "shorten it"),
     ):

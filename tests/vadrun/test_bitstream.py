@@ -117,11 +117,14 @@ def test_a_layer_of_hevc_that_there_should_not_be() -> None:
 
 @pytest.mark.parametrize("ending", ["mp4", "ts", "mkv"])
 def test_layers_of_hevc_in_files(tmp_path: Path, ending: str) -> None:
-    for layers, unreferred in ((1, {0}), (3, {2})):  # TRAIL_N, TSA_N
+    kinds = []
+    for layers in (0, 1, 3):
         params = f"log-level=none:keyint=24:open-gop=0:bframes=4:b-pyramid=1:temporal-layers={layers}"
         path = clips.write_clip(tmp_path / f"clip.{ending}", 60, codec="libx265", options={"x265-params": params})
-        found = [unit for unit, _ in units(path)]
-        assert {unit.kind for unit in found if unit is not None and not unit.referred} == unreferred
+        kinds.append({unit.kind for unit, _ in units(path) if unit is not None and not unit.referred})
+    trail, tsa = {0}, {2}  # TRAIL_N, TSA_N
+    # Up to 3.6 x265 knows the option as yes (1) or no; newer ones as a number.
+    assert kinds[0] == trail and kinds[1:] in ([tsa, trail], [trail, tsa])
 
 
 def test_a_broken_hvcc_is_no_trouble() -> None:

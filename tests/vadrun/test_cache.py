@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vadrun import Engine
-from vadrun.cache import KEPT, model_cache
+from vadrun.cache import KEPT, model_cache, prune, seal, sound
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_openvino_reads_what_it_kept(home: Path, bundles: dict[str, Path]) -> No
             return engine.encode(frames)
 
     first = features()
-    blobs = sorted(home.glob("*/fp32/*.blob"))
+    blobs = sorted(home.glob("*/fp32/*/*.blob"))
     assert len(blobs) == 2  # encoder and head
     stamps = [blob.stat().st_mtime_ns for blob in blobs]
     np.testing.assert_array_equal(features(), first)
@@ -57,3 +57,57 @@ def test_openvino_reads_what_it_kept(home: Path, bundles: dict[str, Path]) -> No
     for blob in blobs:
         blob.write_bytes(blob.read_bytes()[: blob.stat().st_size // 2])
     np.testing.assert_array_equal(features(), first)
+
+
+def test_openvino_never_sees_a_damaged_model(home: Path, bundles: dict[str, Path]) -> None:
+    pytest.importorskip("openvino")
+
+    def load() -> str:
+        with Engine.load(bundles["ucf"], "openvino", precision="fp32") as engine:
+            return engine.why
+
+    load()
+    blobs = sorted(home.glob("*/fp32/*/*.blob"))
+    good = [blob.read_bytes() for blob in blobs]
+    rng = np.random.default_rng(0)
+    for blob, whole in zip(blobs, good, strict=True):
+        for _ in range(3):
+            raw = bytearray(whole)
+            for place in rng.integers(len(raw) // 4, len(raw), 8):  # mostly weights: the library takes them as they are
+                raw[place] ^= 0xFF
+            blob.write_bytes(raw)
+            assert "compiled anew" not in load()  # compiled again before the start-up test had anything to find
+            assert blob.read_bytes() != bytes(raw) and sound(blob)
+    blobs[0].with_name(blobs[0].name + ".crc32").unlink()  # killed before it was sealed
+    stamp = blobs[0].stat().st_mtime_ns
+    load()
+    assert blobs[0].stat().st_mtime_ns > stamp
+
+
+def test_a_kept_file_is_used_only_as_it_was_sealed(tmp_path: Path) -> None:
+    path = tmp_path / "model.blob"
+    assert not sound(path)
+    path.write_bytes(b"abc")
+    assert not sound(path) and not path.exists()  # never sealed
+    path.write_bytes(b"abc")
+    seal(path)
+    assert sound(path)
+    for raw in (b"abd", b"ab", b"abcd", b""):
+        path.write_bytes(b"abc")
+        seal(path)
+        path.write_bytes(raw)
+        assert not sound(path) and not list(tmp_path.iterdir())
+    seal(path)  # nothing there
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_newest_of_a_pattern_are_kept(tmp_path: Path) -> None:
+    for age, name in enumerate(("a-1", "a-2", "a-3", "b-1")):
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        seal(path)
+        os.utime(path, (1000 + age, 1000 + age))
+    prune(tmp_path, "a-?", 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a-2", "a-2.crc32", "a-3", "a-3.crc32", "b-1", "b-1.crc32")
+    ]

@@ -13,13 +13,13 @@ from vadrun import Bundle, Calibration, Engine, UserError, run_video
 from vadrun.calibration import KIND, Probabilities, class_scores
 from vadrun.cli import main
 
+RULE = {"threshold": 0.05, "release": 0.04, "min_length": 0.0, "merge_gap": 2.0}
 Printed = pytest.CaptureFixture[str]
 
 
 def document(bundle: Path, **changes: Any) -> dict[str, Any]:
     """A calibration file for a bundle: every class alarms at 0.05."""
     opened = Bundle.open(bundle)
-    rule = {"threshold": 0.05, "release": 0.04, "min_length": 0.0, "merge_gap": 2.0}
     value = {
         "schema": 1,
         "kind": KIND,
@@ -29,7 +29,7 @@ def document(bundle: Path, **changes: Any) -> dict[str, Any]:
         "sampling": opened.sampling.to_manifest(),
         "confidence": 0.95,
         "total": {"at_most": 0.5},
-        "classes": {label: rule for label in opened.model.labels[1:]},
+        "classes": {label: RULE for label in opened.model.labels[1:]},
         "probabilities": None,
     }
     return value | changes
@@ -127,13 +127,36 @@ def test_thresholds_are_given_once(bundles: dict[str, Path], clip: Path, tmp_pat
     [
         ({"bundle": "0" * 64}, "was made for another bundle"),
         ({"sampling": {"frames": 16, "pick": "first", "by": "frames", "seconds": None}}, "another sampling"),
-        ({"labels": ["normal", "a"], "classes": {"a": {}}}, "has no entry 'threshold'"),
+        (
+            {"labels": ["normal", "a"], "classes": {"a": {}}},
+            "c.json: classes.a.threshold is missing: make it again with vadcalibrate",
+        ),
         ({"kind": "something"}, "is not a calibration file"),
         ({"schema": 2}, "was made by a newer vadclip-edge"),
-        ({"classes": {}}, "its classes are not its labels"),
-        ({"probabilities": {"method": "temperature", "temperature": -1}}, "the temperature is -1"),
-        ({"probabilities": {"method": "magic"}}, "the method is 'magic'"),
-        ({"probabilities": {"method": "isotonic", "curves": {}}}, "has no entry"),
+        ({"classes": {}}, "classes is an object of 0 entries, not an object of 1 to"),
+        ({"classes": {"a": RULE}}, "its classes are not its labels"),
+        ({"classes": [RULE]}, "classes is a list of 1, not an object"),
+        (
+            {"classes": {"fighting": RULE | {"threshold": 10**390}}},
+            "classes.fighting.threshold is a number of more than",
+        ),
+        (
+            {"classes": {"fighting": RULE | {"merge_gap": "2"}}},
+            "classes.fighting.merge_gap is '2', not a number from 0",
+        ),
+        ({"camera": "a\nb"}, "without control characters"),
+        ({"camera": "\ud800"}, "has half a character in it"),
+        ({"footage": []}, "footage is a list of 0, not an object"),
+        ({"footage": {"pictures": 7}}, "footage.pictures is 7, not a list"),
+        ({"total": {"at_most": [1]}}, "total.at_most is a list of 1, not a finite number"),
+        ({"gate": {"threshold": 2, "heartbeat": 1, "audit": 0.1}}, "gate.threshold is 2, not a number from 0 to 1"),
+        (
+            {"probabilities": {"method": "temperature", "temperature": -1}},
+            "probabilities.temperature is -1, not a number from 1e-06",
+        ),
+        ({"probabilities": {"method": "temperature"}}, "probabilities.temperature is missing"),
+        ({"probabilities": {"method": "magic"}}, "probabilities.method is 'magic', not one of temperature, isotonic"),
+        ({"probabilities": {"method": "isotonic", "curves": {}}}, "probabilities.curves has no curve of 'fighting'"),
     ],
 )
 def test_what_is_refused(
@@ -151,6 +174,17 @@ def test_other_classes_are_named(bundles: dict[str, Path], tmp_path: Path) -> No
         UserError, match=r"was made for the classes normal, fighting, .*, but the bundle has normal, abuse"
     ):
         calibration.check(Bundle.open(bundles["ucf"]))
+
+
+def test_a_score_at_its_threshold_reaches_it(bundles: dict[str, Path], tmp_path: Path) -> None:
+    value = document(bundles["xd"])
+    first, second = value["labels"][1:3]
+    value["classes"] |= {first: RULE | {"threshold": 0.25}, second: RULE | {"threshold": float(np.nextafter(0.25, 1))}}
+    calibration = Calibration.read(write(tmp_path / "c.json", value))
+    alignment = np.zeros((1, 7))
+    alignment[0, :3] = 0.5, 0.25, 0.25
+    reached = calibration.reached(np.array([0.5]), alignment)  # a class score of 0.25 each
+    assert reached.tolist() == [[True, False, False, False, False, False]]
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import clips
-from vadrun import Bundle, UserError, feeding
+from vadrun import Bundle, UserError, Video, feeding
 from vadrun.cli import main
 from vadrun.console import FilesProgress
 from vadrun.files import writing
@@ -205,6 +206,136 @@ def test_a_second_run_replaces_the_first(engine: str, clip: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["door"]
 
 
+def test_another_video_of_that_name_replaces_nothing(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    videos = [clips.write_clip(tmp_path / name / "cam.mp4", 16 * count) for name, count in (("a", 2), ("b", 3))]
+    places = []
+    for video in (*videos, *reversed(videos)):
+        assert run(engine, video, "--out", tmp_path / "out", "--json") == 0
+        places.append(json.loads(capsys.readouterr().out)["videos"][0]["results"])
+    assert places[0] == places[3] == str(tmp_path / "out" / "cam") and places[1] == places[2] != places[0]
+    for place, video, count in zip(places, videos, (2, 3), strict=False):
+        result = json.loads((Path(place) / "result.json").read_text())
+        assert (result["path"], result["snippets"]) == (str(video), count)
+    assert run(engine, videos[1], "--out", tmp_path / "out") == 0
+    assert f"results in {places[1]}: the place named after the file is taken" in capsys.readouterr().out
+
+
+def test_the_path_below_a_folder_is_kept(engine: str, clip: Path, tmp_path: Path) -> None:
+    video = tmp_path / "recordings" / "2024" / "cam.mp4"
+    video.parent.mkdir(parents=True)
+    video.write_bytes(clip.read_bytes())
+    assert run(engine, tmp_path / "recordings", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "2024" / "cam" / "result.json").exists()
+
+
+def test_a_name_that_is_none_for_a_folder_stays_below_out(engine: str, clip: Path, tmp_path: Path) -> None:
+    """The stem of ``..mp4`` is a dot, which is --out itself, and that of ``...mp4`` what it lies in."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text("mine")
+    for name in ("..mp4", "...mp4"):
+        (tmp_path / name).write_bytes(clip.read_bytes())
+    before = {path.name for path in tmp_path.iterdir()}
+    assert run(engine, tmp_path / "..mp4", tmp_path / "...mp4", "--out", tmp_path / "out") == 0
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "out" / "result.json").read_text() == "mine"
+    assert len(list((tmp_path / "out").glob("video-*/result.json"))) == 2
+
+
+def test_files_that_others_have_put_beside_results_stay(engine: str, clip: Path, tmp_path: Path) -> None:
+    assert run(engine, clip, "--out", tmp_path) == 0
+    (tmp_path / "door" / "notes.txt").write_text("mine")
+    assert run(engine, clip, "--out", tmp_path, "--threshold", 0.4) == 0
+    assert (tmp_path / "door" / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "door" / "result.json").read_text())["rule"]["threshold"] == 0.4
+    assert [path.name for path in tmp_path.iterdir()] == ["door"]
+
+
+def test_names_of_any_kind(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    """Not UTF-8, as from sticks of other systems, and as long as names may be."""
+    strange, long = os.fsdecode(b"b\xe9"), "监" * 82
+    for name in (strange, long):
+        (tmp_path / f"{name}.mp4").write_bytes(clip.read_bytes())
+    videos = [tmp_path / f"{name}.mp4" for name in (strange, long)]
+    assert run(engine, *videos, "--out", tmp_path / "out") == 0
+    assert "b\\xe9.mp4: 0:03.8 scored" in capsys.readouterr().out
+    for name in (strange, long):
+        text = (tmp_path / "out" / name / "result.json").read_bytes().decode("utf-8")
+        assert json.loads(text)["source"].endswith(("b\\xe9.mp4", f"{long}.mp4"))
+    assert run(engine, *videos, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["videos"][0]["source"].endswith("b\\xe9.mp4")
+
+
+def test_output_that_nobody_reads_costs_no_results(engine: str, clip: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "vadrun.cli", str(clip), "--engine", engine, "--backend", "onnxruntime:cpu"]
+    ended = subprocess.run([*command, "--out", str(tmp_path), "--quiet"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert (tmp_path / "door" / "result.json").exists()
+
+
+@pytest.mark.parametrize("error", [TypeError("no such thing"), MemoryError()])
+def test_an_error_of_ours_or_of_the_machine_costs_its_video_alone(
+    engine: str, clip: Path, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    other = clips.write_clip(tmp_path / "other.mp4", 16 * 3)
+    snippets = Video.snippets
+
+    def fails(self: Video, *arguments: Any, **more: Any) -> Any:
+        yield from snippets(self, *arguments, **more)
+        if self.path == clip:
+            raise error
+
+    monkeypatch.setattr(Video, "snippets", fails)
+    monkeypatch.setattr(feeding, "cores", lambda: 1)  # the reader goes on with the next video
+    code = run(engine, clip, other, "--out", tmp_path / "out", "--quiet")
+    printed = capsys.readouterr()
+    if isinstance(error, MemoryError):
+        assert code == 2 and f"vadrun: there is not enough memory to read {clip}" in printed.err
+    else:
+        assert code == 70 and f"vadrun: {clip}: internal error: TypeError in test_cli.py" in printed.err
+        assert "please report it" in printed.err
+    assert "Traceback" not in printed.err and "damaged" not in printed.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+
+
+def test_a_full_disk_is_said_of_each_video_when_it_begins(
+    engine: str, clip: Path, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ResultFolder, "snippet", lambda *arguments: pytest.fail("it has begun"))
+    monkeypatch.setattr("vadrun.sinks.csv.writer", full)
+    other = clips.write_clip(tmp_path / "other.mp4", 16 * 3)
+    assert run(engine, clip, other, "--out", tmp_path / "out") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vadrun: ")]
+    assert [" No space left on device; free some space" in line for line in lines] == [True, True, False]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_a_read_hangs(engine: str, clip: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """As a share does that has gone: the reader's thread never comes back."""
+    code = f"""
+import sys, threading
+from vadrun import Video, cli
+snippets = Video.snippets
+def hangs(self, *arguments, **more):
+    yield next(snippets(self, *arguments, **more))
+    print("hangs", flush=True)
+    threading.Event().wait()
+Video.snippets = hangs
+sys.exit(cli.main({[str(clip), "--engine", engine, "--backend", "onnxruntime:cpu", "--out", str(tmp_path)]!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"hangs\n"
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_peoples_folders_are_not_replaced(engine: str, clip: Path, tmp_path: Path, capsys: Printed) -> None:
     (tmp_path / "door").mkdir()
     (tmp_path / "door" / "photo.jpg").touch()
@@ -231,7 +362,7 @@ def test_a_pipe_in_a_folder_costs_that_entry_alone(engine: str, clip: Path, tmp_
     (tmp_path / "b.mp4").write_bytes(clip.read_bytes())
     assert run(engine, tmp_path, "--out", tmp_path / "out") == 2
     printed = capsys.readouterr()
-    assert "a.mp4 is a pipe, not a regular file" in printed.err and "1 of 2 videos could not be read" in printed.err
+    assert "a.mp4 is a pipe, not a regular file" in printed.err and "1 of 2 videos have no results" in printed.err
     assert (tmp_path / "out" / "b" / "result.json").is_file()
 
 

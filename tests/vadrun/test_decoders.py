@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from av.codec import CodecContext
 
-from tests.clips import number_of, numbered, spoil, write_clip
+from tests.clips import mark_matrix, number_of, numbered, spoil, write_clip
 from vadrun import Calibration, Engine, EventRule, UserError, Video, decoders, run_video
 from vadrun.cli import main
 from vadrun.decoders import CudaDecoder, DecoderError, DecoderFailed, GstreamerDecoder
@@ -133,7 +133,12 @@ def test_by_time_too(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("bare")
 def test_what_bare_pictures_do_not_tell_is_left_to_software(tmp_path: Path) -> None:
-    for path in (write_clip(tmp_path / "turned.mp4", rotation=90), write_clip(tmp_path / "clip.avi", codec="mpeg4")):
+    for path in (
+        write_clip(tmp_path / "turned.mp4", rotation=90),
+        mark_matrix(write_clip(tmp_path / "mirrored.mp4"), -1, 0, 0, 1),
+        mark_matrix(write_clip(tmp_path / "flipped.mp4"), 1, 0, 0, -1),
+        write_clip(tmp_path / "clip.avi", codec="mpeg4"),
+    ):
         video = same(path)
         assert video.info.decoder == "software"
         assert "cuda does not keep the" in str(video.info.decoder_why)

@@ -16,7 +16,7 @@ from vadrun import Engine, UserError, backends
 from vadrun.backends.onnxruntime import OnnxruntimeBackend
 from vadrun.backends.openvino import OpenvinoBackend
 from vadrun.bundle import Bundle
-from vadrun.selftest import cosines, lowest_cosine
+from vadrun.selftest import measure
 
 BACKENDS = ("onnxruntime", "openvino")
 
@@ -154,7 +154,7 @@ def test_an_encoder_with_other_sizes_is_refused(bundle_copy: Path, backend: str)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_graph_that_is_none_is_one_sentence(bundle_copy: Path, backend: str) -> None:
-    (bundle_copy / "head.onnx").write_bytes(b"not a graph")
+    (bundle_copy / "head.onnx").write_bytes(b"\x08\x08")  # an ONNX model without a graph
     rehash(bundle_copy, "head.onnx")
     with pytest.raises(UserError, match=r"cannot load .*head\.onnx") as caught:
         Engine.load(bundle_copy, backend)
@@ -263,9 +263,11 @@ def test_a_backend_that_comes_up_wrong_is_compiled_anew(
 ) -> None:
     loaded = wrong_at({0}, monkeypatch)
     with Engine.load(bundles["ucf"], "openvino") as engine:
-        assert re.search(r"openvino:cpu gave wrong features of the probe \(cosine -?0\.\d\d\)", engine.why)
+        assert re.search(
+            r"openvino:cpu gave wrong features of the bundle's probe \(cosine -?0\.\d+, at least", engine.why
+        )
         assert loaded == [False, True]
-        assert lowest_cosine(engine.bundle, engine.backend) > 0.99
+        assert measure(engine.bundle, engine.backend).cosine > 0.99
 
 
 def test_a_backend_that_stays_wrong_is_not_used(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,17 +275,11 @@ def test_a_backend_that_stays_wrong_is_not_used(bundles: dict[str, Path], monkey
     with Engine.load(bundles["ucf"]) as engine:
         assert engine.backend.name == "onnxruntime"
         assert "openvino:cpu gives wrong features" in engine.why
-    with pytest.raises(UserError, match=r"gives wrong features of the bundle's probe here .* vadexport verify says"):
+    with pytest.raises(UserError, match=r"gives wrong features of the bundle's probe \(.* vadexport verify says"):
         Engine.load(bundles["ucf"], "openvino")
     # Who is to say how wrong it is can load it.
     with Engine.load(bundles["ucf"], "openvino", refuse_wrong=False) as engine:
-        assert lowest_cosine(engine.bundle, engine.backend) < 0.9
-
-
-def test_a_feature_that_is_no_number_is_wrong() -> None:
-    good = np.ones((2, 4), np.float32)
-    assert np.array_equal(cosines(good, good * 3), [1, 1])
-    assert np.array_equal(cosines(good, np.array([[np.nan] * 4, [0] * 4], np.float32)), [-1, -1])
+        assert measure(engine.bundle, engine.backend).cosine < 0.9
 
 
 def test_plain_openvino_keeps_nothing_and_has_one_stream(

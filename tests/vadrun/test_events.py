@@ -67,6 +67,20 @@ def test_peak_and_class_come_from_the_whole_event() -> None:
     assert (event.first_snippet, event.last_snippet) == (0, 4)
 
 
+def test_of_equal_scores_the_first_is_the_peak() -> None:
+    rule = EventRule(threshold=0.5, release=0.5, min_length=0, merge_gap=1)
+    (event,) = events([0.6, 0.9, 0.9, 0.0, 0.9, 0.7], rule)
+    assert (event.start, event.end, event.peak, event.peak_time) == (0.0, 6.0, 0.9, 1.5)
+
+
+def test_events_do_not_reach_over_a_gap() -> None:
+    """A gap of no more than the merge gap is one that events merge over."""
+    scores, classes = np.full(6, 0.9), np.tile(FIGHT, (6, 1))
+    spans_ = np.array([[0, 1], [1, 2], [4, 5], [5, 6], [8.1, 9], [9, 10]], float)
+    found = find_events(scores, classes, spans_, EventRule(min_length=0, merge_gap=2), LABELS)
+    assert spans(found) == [(0, 6), (8.1, 10)]
+
+
 def test_the_normal_class_never_names_an_event() -> None:
     rule = EventRule(min_length=0)
     classes = np.tile([0.98, 0.005, 0.015], (2, 1))

@@ -133,3 +133,22 @@ def test_the_last_file_has_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyP
             first_is_done.set()
     reader.stop()
     assert shares == {"a": [2], "b": [2, 4]}
+
+
+def test_a_read_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a share that has gone away: whoever stops is not kept waiting for ever."""
+    waits = threading.Event()
+
+    def snippets(video: Video) -> Iterator[Snippet]:
+        yield Snippet(0, 0.0, 1.0, np.zeros((1, 2, 2, 3), np.uint8))
+        waits.wait()
+
+    monkeypatch.setattr("vadrun.interrupts.PATIENCE", 0.05)
+    reader = ReadAhead([clips.write_clip(tmp_path / "a.mp4", 20)], snippets, depth=4)
+    reader.start()
+    reader.get(None)
+    reader.stop()
+    (thread,) = [thread for thread in threading.enumerate() if thread.name.startswith("vadrun-reader")]
+    assert thread.daemon  # it does not keep the process, either
+    waits.set()
+    thread.join()

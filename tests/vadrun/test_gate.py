@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 
 from tests import clips
+from vadrun.backlog import Picture
 from vadrun.errors import UserError
 from vadrun.gate import Gate, GateRule, LumaGrid, Verdict, changed
 from vadrun.preprocessing import Preprocessing, Preprocessor
+from vadrun.stillness import Stillness
 from vadrun.video import Video
 
 RNG = np.random.default_rng(3)
@@ -68,8 +71,6 @@ def test_a_flat_picture_has_no_gain() -> None:
 
 
 def frame(number: int, size: tuple[int, int] = (320, 240)) -> object:
-    import av
-
     return av.VideoFrame.from_ndarray(clips.numbered(number, *size), format="rgb24").reformat(format="yuv420p")
 
 
@@ -146,6 +147,55 @@ def test_a_slow_change_adds_up() -> None:
         gate.passes(frame(0), float(at))
         found.append(gate._judge(grid, True))
     assert found.count(ENCODE) >= 2 and found[1] is HOLD
+
+
+class Undecoded(Picture):
+    """A picture of a camera that sees nothing move, and whether somebody has looked at it."""
+
+    def __init__(self, number: int, *, is_key: bool = False) -> None:
+        self.number, self.is_key, self.kind, self.size, self.looked = number, is_key, (1, False), 100, False
+
+    def frame(self) -> av.VideoFrame:
+        self.looked = True
+        return frame(self.number)  # type: ignore[return-value]
+
+
+class Still(Stillness):
+    """Packets whose sizes never say that anything moves."""
+
+    def still(self) -> bool:
+        return True
+
+
+def looks(numbers: list[int], step: float = 0.5) -> list[bool]:
+    """Which of the sampled pictures are looked at."""
+    rule = GateRule(audit=1e-9, heartbeat=1e6)
+    gate = Gate(rule, SMOOTH, lambda frame: np.zeros((224, 224, 3), np.uint8), Still(320, 240))
+    found = []
+    for at, number in enumerate(numbers):
+        picture = Undecoded(number)
+        gate.passes(picture, at * step)
+        assert gate(picture).unseen is not picture.looked
+        gate.passed(picture)
+        found.append(picture.looked)
+    return found
+
+
+def test_sizes_are_trusted_behind_four_looks_and_for_two_and_a_half_seconds() -> None:
+    """Encoded, four looks, then five pictures within 2.5 s unseen, and a look again."""
+    unseen = [False] * 5
+    assert looks([1] * 17) == [True] * 5 + unseen + [True] + unseen + [True]
+
+
+def test_a_change_takes_four_more_looks() -> None:
+    """The eleventh, which is looked at again, shows another scene: it is encoded."""
+    found = looks([1] * 10 + [7] * 11)
+    assert found == [True] * 5 + [False] * 5 + [True] * 5 + [False] * 5 + [True]
+
+
+def test_pictures_further_apart_are_all_looked_at() -> None:
+    assert looks([1] * 12, step=2.5) == [True] * 5 + [False, True] * 3 + [False]
+    assert looks([1] * 12, step=2.6) == [True] * 12
 
 
 @pytest.mark.parametrize(

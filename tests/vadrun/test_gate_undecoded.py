@@ -44,6 +44,7 @@ def scene(change: Change | None = None) -> Callable[[int, int, int], clips.Image
 def film(path: Path, frames: int = 1200, change: Change | None = None, codec: str = "libx264", **options: str) -> Path:
     params = f"log-level=none:keyint={GROUP}:min-keyint={GROUP}:scenecut=0:open-gop=0"
     options = {"crf": "24", **options, ("x264" if codec == "libx264" else "x265") + "-params": params}
+    path = clips.skippable(path)
     return clips.write_clip(path, frames, size=SIZE, draw=scene(change), codec=codec, options=options)
 
 
@@ -288,7 +289,7 @@ def test_damage_ahead(tmp_path: Path, ending: str, share: float) -> None:
 
 
 def test_several_rules_at_once_are_decoded_ahead(tmp_path: Path, ahead: list[int]) -> None:
-    path = clips.write_clip(tmp_path / "clip.mp4", 16 * 14, options={"g": "20"})
+    path = clips.write_clip(clips.skippable(tmp_path / "clip.mp4"), 16 * 14, options={"g": "20"})
     found = []
     for threads in (1, 3):
         with Video(path, threads=threads) as video:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -14,7 +15,9 @@ from tests import clips
 from tests.vadrun.reading import SMALL, cut, same
 from vadrun import groups
 from vadrun.decoders import SoftwareDecoder
+from vadrun.gate import GateRule
 from vadrun.groups import Taken, Worker
+from vadrun.pyav import SIDE_DATA
 from vadrun.reader import Reader
 from vadrun.sampling import Sampling
 from vadrun.skipping import Irregular, Skipped
@@ -56,7 +59,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("way", list(WAYS))
 def test_what_is_left_out_changes_nothing(tmp_path: Path, ending: str, way: str, taken: list[int]) -> None:
     codec, options, grouped = WAYS[way]
-    path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, codec=codec, options=options)
+    path = clips.skippable(tmp_path / f"clip.{ending}")
+    clips.write_clip(path, FRAMES, codec=codec, options=options)
     assert len(same(path, "groups", threads=2)) == 9
     assert len(same(path, "groups", Sampling(pick="first"), threads=1)) == 9
     assert bool(taken) == grouped
@@ -139,7 +143,7 @@ def test_a_cut_file_says_so(tmp_path: Path) -> None:
     path = clips.write_clip(tmp_path / "clip.mp4", FRAMES, container_options={"movflags": "faststart"})
     _, video = cut(clips.cut(path, 0.6), "groups")
     assert video.damage is not None and "ends early" in video.damage
-    assert video._anew  # and is not read again for that
+    assert video._anew == SIDE_DATA  # and is not read again for that
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "nut"])
@@ -148,7 +152,7 @@ def test_display_times_that_are_decoding_times(tmp_path: Path, ending: str) -> N
     source = clips.write_clip(tmp_path / "clip.mkv", FRAMES, options={"bf": "3", "g": "40"})
     path = tmp_path / f"sloppy.{ending}"
     with av.open(str(source)) as given, av.open(str(path), "w") as out:
-        stream = out.add_stream_from_template(given.streams.video[0])
+        stream = out.add_stream_from_template(given.streams.video[0], opaque=True)
         for number, packet in enumerate(packet for packet in given.demux(video=0) if packet.size):
             packet.pts = packet.dts = number
             packet.time_base, packet.stream = Fraction(1, 25), stream
@@ -198,7 +202,7 @@ def test_parameter_sets_that_come_once(tmp_path: Path, taken: list[int], order: 
             )
             with av.open(str(piece)) as container:
                 if stream is None:
-                    stream = out.add_stream_from_template(container.streams.video[0])
+                    stream = out.add_stream_from_template(container.streams.video[0], opaque=True)
                 for packet in container.demux(video=0):
                     if packet.size:
                         units = list(nals(bytes(packet)))
@@ -213,9 +217,9 @@ def test_parameter_sets_that_come_once(tmp_path: Path, taken: list[int], order: 
     for threads in (1, 2, 4):
         snippets = same(path, "groups", threads=threads)
         _, video = cut(path, "groups", threads=threads)
-        assert video._anew  # it was not read again for want of them
+        assert video._anew == SIDE_DATA  # it was not read again for want of them
         assert [clips.number_of(s.images[0]) for s in snippets] == [16 * n + 8 for n in range(4 * len(order))]
-    assert taken
+    assert bool(taken) == SIDE_DATA
 
 
 def colourful(number: int, width: int, height: int) -> clips.Image:
@@ -302,3 +306,72 @@ def test_a_lost_picture_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Irregular):
         list(in_groups(path, lambda: lambda frame: None, 1))
     assert len(same(path, "groups")) == 4  # the video is then read with every picture decoded
+
+
+@pytest.mark.parametrize(("pts", "corrupt", "regular"), [(5, False, True), (5, True, False), (3, False, False)])
+def test_a_corrupt_picture_or_one_that_comes_too_late_is_noticed(
+    tmp_path: Path, pts: int, corrupt: bool, regular: bool
+) -> None:
+    """Whether it is wanted or not."""
+    with av.open(str(clips.write_clip(tmp_path / "clip.mp4", 4))) as container:
+        worker: Worker[int] = Worker(container.streams.video[0].codec_context, lambda frame: frame.pts)
+        frames: Any = [SimpleNamespace(pts=4, is_corrupt=False), SimpleNamespace(pts=pts, is_corrupt=corrupt)]
+        for wanted in ({pts}, set()):
+            worker._shown = 0
+            missing, found = {4, pts}, dict[int, int]()
+            if regular:
+                worker._take(frames, wanted, missing, found)
+                assert not missing and set(found) == wanted
+            else:
+                with pytest.raises(Irregular):
+                    worker._take(frames, wanted, missing, found)
+
+
+def without(path: Path, lost: int) -> Path:
+    """A transport stream without one of its pictures; nothing else tells of that."""
+    data = path.read_bytes()
+    counter = 0
+    kept, number = bytearray(), -1
+    for at in range(0, len(data), 188):
+        packet = bytearray(data[at : at + 188])
+        if (packet[1] << 8 | packet[2]) & 0x1FFF == 0x100:
+            number += bool(packet[1] & 0x40)
+            if number == lost:
+                continue
+            packet[3] = packet[3] & 0xF0 | counter
+            counter = (counter + bool(packet[3] & 0x10)) % 16
+        kept += packet
+    path.write_bytes(kept)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("lost", [70, 71, 72, 73, 74])
+def test_a_missing_picture_in_what_nobody_looks_at(tmp_path: Path, codec: str, lost: int) -> None:
+    """Behind it the decoder may drop others, which are counted for nothing then."""
+    params = "log-level=none:keyint=40:min-keyint=40:scenecut=0:open-gop=0:bframes=2"
+    options = {("x264" if codec == "libx264" else "x265") + "-params": params}
+    path = without(clips.write_clip(tmp_path / "clip.ts", 160, codec=codec, options=options), lost)
+    plain, one = cut(path, "every picture", threads=1)
+    for way in ("groups", "skipping"):
+        quick, other = cut(path, way, threads=1)
+        assert [(s.start, s.end) for s in quick] == [(s.start, s.end) for s in plain]
+        assert other.damage == one.damage
+        for a, b in zip(quick, plain, strict=True):
+            np.testing.assert_array_equal(a.images, b.images)
+    with Video(path, threads=1) as video:
+        gated = list(video.snippets(None, SMALL, gate=GateRule(threshold=1.0, audit=1e-9, heartbeat=1e6)))
+        # A picture that the decoder drops may have had its place before the hole was seen, which is said.
+        assert len(gated) == len(plain)
+        assert np.abs([a.start - b.start for a, b in zip(gated, plain, strict=True)]).max() <= 2 / 25 + 1e-6
+        assert (video.damage is None) == (one.damage is None)
+        if video.damage is None:
+            assert [(s.start, s.end) for s in gated] == [(s.start, s.end) for s in plain]
+
+
+def test_a_timestamp_that_is_far_off_is_noticed(tmp_path: Path, taken: list[int]) -> None:
+    """Nobody can tell its place in the order of display but the decoder."""
+    for picture in (60, 75):
+        path = clips.write_clip(tmp_path / "clip.ts", 100, options={"g": "40", "bf": "0"})
+        clips.set_clock(clips.set_clock(path, picture, 1.2), picture + 1, -1.2)
+        same(path, "groups")

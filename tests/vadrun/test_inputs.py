@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vadrun.errors import UserError
-from vadrun.inputs import check_regular, find_videos, named_videos, shown
+from vadrun.inputs import check_regular, find_videos, named_videos, redacted
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -167,7 +167,7 @@ def test_a_link_to_a_file_is_a_regular_file(tmp_path: Path) -> None:
 )
 def test_addresses_are_refused_for_what_they_are_and_keep_their_secrets(address: str, text: str) -> None:
     path = Path(address)  # which makes one slash of two
-    assert shown(address) == shown(path) == text
+    assert redacted(address) == redacted(path) == text
     for refuse in (check_regular, lambda path: named_videos([path]), find_videos):
         with pytest.raises(UserError) as caught:
             refuse(path)
@@ -181,7 +181,7 @@ def test_addresses_are_refused_for_what_they_are_and_keep_their_secrets(address:
 
 def test_paths_are_shown_as_they_are(tmp_path: Path) -> None:
     for name in ("C:/cam@door.mp4", "/a/b@c.mp4", "cam:1.mp4", "a:b@c/d.mp4"):
-        assert shown(Path(name)) == str(Path(name))
+        assert redacted(Path(name)) == str(Path(name))
     (tmp_path / "rtsp:").mkdir()
     touch(tmp_path, "rtsp:/a.mp4")
     assert named_videos([tmp_path / "rtsp:" / "a.mp4"])

@@ -12,6 +12,7 @@ from vadrun.backends import openvino as backend_module
 from vadrun.backends import openvino_parts
 from vadrun.backends.openvino import OpenvinoBackend
 from vadrun.backends.openvino_parts import in_parts
+from vadrun.cache import seal
 
 openvino = pytest.importorskip("openvino")
 op = openvino.opset13
@@ -85,6 +86,7 @@ def network(between: Callable[[Any], Any], named: bool = False) -> Any:
 def test_linears_with_something_else_in_between_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_parts, "MOST_BYTES", 8 * 64 * 2)
     assert in_parts(network(op.sigmoid), 2) == 2
+    assert in_parts(network(lambda hidden: op.erf(op.divide(hidden, op.constant(np.float32(1.4))))), 2) == 2
     assert in_parts(network(op.sigmoid, named=True), 2) == 0  # its output has a name that somebody asks for
     assert in_parts(network(lambda hidden: op.softmax(hidden, 1)), 2) == 0  # a unit's value depends on the others
     other = op.constant(np.ones((128, 128), np.float32))
@@ -118,20 +120,24 @@ def test_matrix_units_get_parts_and_keep_them(
     assert len(rewritten) == 1 and rewritten[0] > 0
     for _ in range(2):
         made.append(np.array(backend_module._in_parts(core, path, settings, 2, tmp_path / "kept")(FRAMES)[0]))
-    (kept,) = (tmp_path / "kept").iterdir()
+    (kept,) = (tmp_path / "kept").glob("*.blob")
     assert len(rewritten) == 2
     whole = kept.read_bytes()
     odd = bytearray(whole)
     odd[24] ^= 0xFF  # the library says what it is in its message, which then is no text
-    for damaged in (whole[: len(whole) // 2], bytes(odd)):
+    weights = bytearray(whole)
+    weights[len(whole) // 2] ^= 0xFF  # the library would take it
+    for damaged, sealed in ((whole[: len(whole) // 2], False), (weights, False), (odd, False), (odd, True)):
         kept.write_bytes(damaged)
+        if sealed:
+            seal(kept)
         before = len(rewritten)
         made.append(np.array(backend_module._in_parts(core, path, settings, 2, tmp_path / "kept")(FRAMES)[0]))
         assert len(rewritten) == before + 1
     made.append(np.array(backend_module._in_parts(core, path, settings, 2, Path("/proc/none"))(FRAMES)[0]))
     for streams in (1, 2, 3):
         backend_module._in_parts(core, path, {**settings, "NUM_STREAMS": streams}, 2, tmp_path / "kept")
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert len(list((tmp_path / "kept").glob("*.blob"))) == len(list((tmp_path / "kept").glob("*.crc32"))) == 2
     for one in made[1:]:
         np.testing.assert_allclose(one, made[0], atol=1e-6)
 

@@ -120,8 +120,29 @@ def test_damage_gives_scores_up_to_it(engine: Engine, tmp_path: Path) -> None:
 def test_progress_is_told_in_seconds(engine: Engine, clip: Path) -> None:
     told: list[tuple[float, float | None]] = []
     result = run_video(engine, clip, EventRule(), progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (result.seconds, pytest.approx((16 * 11 + 5) / 25, abs=0.1))
+    assert told[-1] == (result.end, pytest.approx((16 * 11 + 5) / 25, abs=0.1))
     assert told == sorted(told)
+
+
+@pytest.mark.parametrize("gate", [None, GateRule(shadow=True)], ids=["plain", "gate"])
+def test_a_pause_is_not_scored(engine: Engine, tmp_path: Path, gate: GateRule | None) -> None:
+    """Two pieces of four seconds, forty minutes apart; the pause begins within a snippet."""
+    times = [index / 25 for index in range(100)] + [2400 + index / 25 for index in range(100)]
+    path = clips.write_clip(tmp_path / "clip.mp4", 200, times=times, options={"g": "20"})
+    rows = Rows()
+    result = run_video(engine, path, EventRule(threshold=1e-6, min_length=0, merge_gap=2), rows, gate=gate)
+    assert [(event.start, event.end) for event in result.events] == [
+        (0.0, pytest.approx(3.84, abs=0.01)),
+        (pytest.approx(2400.0), pytest.approx(2403.84, abs=0.01)),
+    ]
+    assert result.snippets == 12 and result.seconds == pytest.approx(12 * 0.64, abs=0.02)
+    assert result.end == pytest.approx(2403.84, abs=0.01) and result.seen.seconds == pytest.approx(8.0, abs=0.1)
+    document = result.to_json(engine, EventRule(), {})
+    assert document["seconds"] == round(result.seconds, 3) and document["clock_set_back"] == 0
+    (gap,) = document["gaps"]
+    assert (gap["start"], gap["end"]) == (pytest.approx(4.0, abs=0.05), 2400.0)
+    assert document["gaps_total"] == {"count": 1, "seconds": gap["seconds"]}
+    assert "the recording pauses once (from 4.0 s to 2,400.0 s)" in document["note"] and document["damage"] is None
 
 
 def test_an_error_in_the_sink_ends_the_reader(engine: Engine, clip: Path) -> None:
@@ -177,7 +198,7 @@ def test_batches_hold_snippets_of_several_videos(
     assert isinstance(error, UserError) and "bad.mp4 cannot be opened" in str(error)
     results = {number: result for number, result in outcomes.items() if isinstance(result, VideoResult)}
     assert {number: result.snippets for number, result in results.items()} == {0: 11, 2: 1, 3: 11}
-    assert told == {number: result.seconds for number, result in results.items()}
+    assert told == {number: result.end for number, result in results.items()}
     assert all(result.timings.encode > 0 and result.timings.wall > 0 for result in results.values())
     for got, expected in zip(rows, (alone[0], Rows(), alone[1], alone[0]), strict=True):
         assert [row[:3] for row in got.snippets] == [row[:3] for row in expected.snippets]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vadrun.files import sha256
 from vadrun.plans import ENGINES, Plan, PlanError, PlanSet, device_name, find_plans, profile_of, read_plan
 
 ORIN = Gpu(0, "Orin", (8, 7), 8 << 30, "12.6")
+CHECK = {"artifact": "encoder", "passed": True, "limits": {"cosine": 0.999}}
 RTX = Gpu(0, "NVIDIA RTX A2000", (8, 6), 6 << 30, "13.0")
 
 
@@ -44,7 +46,7 @@ def plan_set(bundle: Bundle, folder: Path, **changes: object) -> PlanSet:
         bundle=bundle.sha256,
         encoder=plans[0],
         head=plans[1],
-        checks=[{"passed": True}],
+        checks=[CHECK],
     )
     made = replace(made, **changes)  # type: ignore[arg-type]
     made.write(folder)
@@ -164,8 +166,9 @@ def test_a_cut_plan_is_refused(bundle_copy: Path) -> None:
     (folder / "encoder.plan").unlink()
     with pytest.raises(PlanError, match=f"misses .*: run vadexport compile {bundle_copy} on this machine"):
         read_plan(folder, made.encoder)
-    with pytest.raises(PlanError, match="outside its folder"):
-        read_plan(folder, replace(made.encoder, file="../head.onnx"))
+    (folder / "encoder.plan").symlink_to(bundle_copy / "head.onnx")
+    with pytest.raises(PlanError, match=r"misses .* \(it is a link\)"):
+        read_plan(folder, made.encoder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "encoder": 3, "head": {}}'])
@@ -187,6 +190,14 @@ def test_a_damaged_sidecar_is_refused(tmp_path: Path, text: str) -> None:
         {"memory": "much"},
         {"head": {"file": "head.plan"}},
         {"head": {"profile": [[1]]}},
+        {"head": {"profile": {"text": [[1], [2]]}}},
+        {"head": {"profile": {"text": [[1], [2], [10**300]]}}},
+        {"head": {"seconds": 10**390}},
+        {"encoder": {"file": "../head.onnx"}},
+        {"encoder": {"sha256": "0"}},
+        {"checks": [{"artifact": "encoder", "passed": 1, "limits": {"cosine": 1}}]},
+        {"checks": [CHECK | {"limits": None}]},
+        {"gpu": "a\nb"},
         {"encoder": {"held": "all"}},
         {"encoder": {"file": None}},
         {"colour": "red"},
@@ -208,4 +219,19 @@ def test_values_of_another_kind_in_the_sidecar_are_a_reason(bundle_copy: Path, c
 def test_unchecked_or_wrong_plans_have_not_passed(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     assert not plan_set(bundle, bundle_copy / "a", checks=[]).passed
-    assert not plan_set(bundle, bundle_copy / "b", checks=[{"passed": True}, {"passed": False}]).passed
+    assert not plan_set(bundle, bundle_copy / "b", checks=[CHECK, CHECK | {"passed": False}]).passed
+
+
+def test_what_the_checks_allowed_is_known(bundle_copy: Path) -> None:
+    made = plan_set(Bundle.open(bundle_copy), bundle_copy / "a")
+    assert made.least_cosine == 0.999
+    assert replace(made, checks=[]).least_cosine is None
+    head = CHECK | {"artifact": "head", "limits": {"cosine": 0.5}}
+    assert replace(made, checks=[head, CHECK | {"limits": {"cosine": 0.98}}]).least_cosine == 0.98
+
+
+def test_a_fifo_in_place_of_the_sidecar_is_not_waited_for(bundle_copy: Path) -> None:
+    (bundle_copy / ENGINES / "there").mkdir(parents=True)
+    os.mkfifo(bundle_copy / ENGINES / "there" / "build.json")
+    with pytest.raises(PlanError, match=r"build\.json: it is not a regular file"):
+        find_plans(Bundle.open(bundle_copy), ORIN, "tensorrt", "10.3.0")

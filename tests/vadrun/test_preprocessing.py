@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from vadrun import preprocessing as module
+from vadrun.bilinear import resize
 from vadrun.errors import UserError
-from vadrun.preprocessing import CROPS, Preprocessing, Preprocessor, colour_of
+from vadrun.preprocessing import CROPS, TEN_CROPS, Preprocessing, Preprocessor, colour_of
 
 # Levels of Y, U and V at 8 bits: greys, primaries and mixed colours, within the limited range.
 PATCHES = [
@@ -233,6 +234,69 @@ def test_rgb_sources_stay_as_they_are(pixel_format: str, size: tuple[int, int]) 
     assert np.abs(result.astype(int) - [200, 90, 30]).max() <= 1
 
 
+# -- the reference's pixels
+
+REFERENCE = Preprocessing.for_size(224, style="reference")
+
+
+def opencv(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Full-size RGB as swscale makes it by default, which is what OpenCV 4 asks for, resized to 340x256."""
+    rgb = av.video.reformatter.VideoReformatter().reformat(
+        frame, format="rgb24", interpolation="BICUBIC", src_colorspace=5, dst_colorspace=5
+    )
+    return resize(rgb.to_ndarray(), 340, 256)
+
+
+@pytest.mark.parametrize("size", [(320, 240), (1280, 720), (1918, 1080)])
+@pytest.mark.parametrize("colorspace", [2, 1])  # OpenCV 4 reads no tag
+def test_the_reference_has_opencvs_pixels(size: tuple[int, int], colorspace: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    frame = rgb_frame(noise).reformat(format="yuv420p", dst_color_range=1)
+    frame.colorspace, frame.color_range = colorspace, LIMITED
+    whole = opencv(frame).astype(int)
+    found = Preprocessor(REFERENCE)(frame).astype(int)
+    assert np.abs(found - whole[16:240, 58:282]).max() <= 1
+    crops = Preprocessor(REFERENCE, TEN_CROPS)(frame)
+    assert np.abs(crops[4] - whole[32:, 116:]).max() <= 1
+    assert np.abs(crops[9] - whole[32:, 116:][:, ::-1]).max() <= 1
+    if size[0] > 1000:  # and they are other ones than ours
+        assert np.abs(found - Preprocessor()(frame).astype(int)).mean() > 9
+
+
+@pytest.mark.parametrize("colorspace", [2, 1, 9])
+def test_bt601_always_reads_no_tag(colorspace: int) -> None:
+    levels = (81, 90, 240)
+    frame = patch(levels, size=(1920, 1080), colorspace=colorspace)
+    assert colour_of(frame, "bt601-always") == ("bt601", False)
+    for preprocessing in (REFERENCE, Preprocessing(untagged="bt601-always")):
+        assert np.abs(Preprocessor(preprocessing)(frame) - textbook_rgb(levels, "bt601", False)).max() <= 3
+
+
+@pytest.mark.parametrize("pixel_format", ["yuvj420p", "nv12", "yuv420p10le", "gray", "rgb24"])
+def test_the_reference_takes_all_formats(pixel_format: str) -> None:
+    levels = (120, 100, 150)
+    if pixel_format == "rgb24":
+        frame, expected = rgb_frame(np.full((480, 640, 3), levels, np.uint8)), np.array(levels, float)
+    elif pixel_format == "gray":
+        frame, expected = patch(levels[:1], "gray", (640, 480), color_range=LIMITED), np.full(3, (120 - 16) * 255 / 219)
+    else:
+        frame = patch(levels, pixel_format, (640, 480))
+        expected = textbook_rgb(levels, "bt601", pixel_format == "yuvj420p")
+    assert np.abs(Preprocessor(REFERENCE)(frame) - expected).max() <= 3
+
+
+def test_hdr_is_tone_mapped_for_the_reference_as_well() -> None:
+    frame = patch((100, 110, 140), "yuv420p10le", (1280, 720), colorspace=9, color_range=LIMITED)
+    ours, reference = (Preprocessor(p, transfer=16)(frame) for p in (Preprocessing(), REFERENCE))
+    np.testing.assert_array_equal(ours, reference)
+
+
+def test_an_unknown_style_is_refused() -> None:
+    assert Preprocessing.for_size(224) == Preprocessing.for_size(224, style="default") == Preprocessing()
+    with pytest.raises(UserError, match="no preprocessing 'opencv': take one of default, reference"):
+        Preprocessing.for_size(224, style="opencv")
+
+
 # -- the manifest
 
 
@@ -241,6 +305,7 @@ def test_the_manifest_holds_everything() -> None:
         Preprocessing(),
         Preprocessing.for_size(64, crop="bottom-right", mirror=True),
         Preprocessing((300, 300), 256, "top-left", untagged="bt709"),
+        REFERENCE,
     ):
         manifest = json.loads(json.dumps(preprocessing.to_manifest()))
         assert Preprocessing.from_manifest(manifest) == preprocessing

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 import pytest
 
 from vadrun.errors import UserError
-from vadrun.sampling import Sampled, Sampler, Sampling, Timeline
+from vadrun.sampling import Sampled, Sampler, Sampling
+from vadrun.timeline import Gap, Seen
 
 BY_TIME = Sampling(by="time", seconds=0.5)
 
@@ -155,6 +156,86 @@ def test_there_are_no_snippets_within_a_gap() -> None:
     assert [s.index for s in snippets] == [0, 1, 2, 3, 4]
 
 
+PAUSED = [*(index / 25 for index in range(40)), *(2400 + index / 25 for index in range(40))]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(pick="mean"), BY_TIME], ids=["middle", "mean", "time"])
+def test_no_snippet_reaches_over_a_pause(sampling: Sampling) -> None:
+    camera = Camera(sampling)
+    snippets = camera.run(PAUSED)
+    assert max(s.end - s.start for s in snippets) == pytest.approx(0.64 if sampling.by == "frames" else 0.5)
+    assert sum(s.end - s.start for s in snippets) < 3.2
+    assert camera.sampler.seen.seconds == pytest.approx(3.2)
+    assert camera.sampler.seen.gaps == [pytest.approx(Gap(1.6, 2400.0))]
+
+
+def test_frames_before_a_pause_are_not_joined_with_those_behind() -> None:
+    """What is not whole is dropped, as at the end: frames 32 to 39."""
+    snippets = Camera(Sampling(pick="mean")).run(PAUSED)
+    assert images(snippets) == [tuple(range(k, k + 16)) for k in (0, 16, 40, 56)]
+    assert [s.index for s in snippets] == [0, 1, 2, 3]
+    assert [s.start for s in snippets] == pytest.approx([0.0, 0.64, 2400.0, 2400.64])
+    assert [s.end for s in snippets] == pytest.approx([0.64, 1.28, 2400.64, 2401.28])
+
+
+def test_truth_that_counts_frames_has_snippets_over_pauses() -> None:
+    """As the reference does, whatever the times say."""
+    converted: list[int] = []
+    seen = Seen()
+    sampler: Sampler[int, int] = Sampler(Sampling(), lambda frame: converted.append(frame) or frame, seen, joins=True)
+    snippets = [s for frame, time in enumerate(PAUSED) for s in sampler.push(frame, time, 0.04)] + sampler.finish()
+    assert images(snippets) == [(8,), (24,), (40,), (56,), (72,)]
+    assert seen.count == 1 and seen.seconds == pytest.approx(3.2)
+
+
+def test_pieces_that_are_all_shorter_than_a_snippet_give_one() -> None:
+    times = [100 * piece + index / 25 for piece in range(3) for index in range(10)]
+    for pick, expected in (("middle", 28), ("first", 20)):
+        (snippet,) = Camera(Sampling(pick=pick)).run(times)  # type: ignore[arg-type]
+        assert snippet.short and snippet.images == (expected,)
+        assert (snippet.index, snippet.start, snippet.end) == (0, 200.0, pytest.approx(200.4))
+
+
+@pytest.mark.parametrize("interval", [1.0, 3.0, 3.34, 60.0, 3600.0])
+@pytest.mark.parametrize("duration", [None, 0.04, "interval"])
+def test_a_slow_camera_does_not_pause(interval: float, duration: float | str | None) -> None:
+    camera = Camera(Sampling(frames=4, pick="mean"))
+    camera.run([index * interval for index in range(12)], interval if duration == "interval" else duration)  # type: ignore[arg-type]
+    assert camera.converted == list(range(12))
+    assert camera.sampler.seen.count == 0
+    snippets = Camera(Sampling(frames=4, pick="mean")).run([index * interval for index in range(12)])
+    assert images(snippets) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+
+
+@pytest.mark.parametrize("duration", [0.04, 100.0])
+def test_a_pause_behind_the_first_frame(duration: float) -> None:
+    """Only the frames that follow tell it from a slow camera."""
+    camera = Camera(Sampling(frames=4, pick="mean"))
+    snippets = camera.sampler.push(0, 0.0, duration)
+    for frame in range(1, 10):
+        snippets += camera.sampler.push(frame, 100.0 + frame / 25, 0.04)
+    snippets += camera.sampler.finish()
+    assert images(snippets) == [(1, 2, 3, 4), (5, 6, 7, 8)]
+    assert camera.sampler.seen.gaps == [pytest.approx(Gap(0.04, 100.04))]
+
+
+def test_two_frames_with_a_pause_between() -> None:
+    (snippet,) = Camera(Sampling()).run([0.0, 100.0])
+    assert snippet.short and (snippet.start, snippet.end) == (100.0, pytest.approx(100.04))
+
+
+def test_a_frame_that_lasts_a_day_stands_for_a_minute() -> None:
+    """One of many snippets by time, and not a hundred thousand."""
+    day = 86400.0
+    assert len(Camera(BY_TIME).run([0.0], day)) == 120
+    camera = Camera(BY_TIME)
+    assert len(camera.run([0.0, day, 2 * day], day)) == 360
+    assert camera.sampler.seen.seconds == pytest.approx(180.0)
+    assert camera.sampler.seen.missing == pytest.approx(2 * (day - 60.0))
+    (snippet,) = Camera(Sampling()).run([0.0], day)
+    assert snippet.short and snippet.end == 60.0
+
+
 def test_a_pause_of_two_seconds_is_no_gap() -> None:
     times = [0.0, 2.0, 2.04]
     assert [s.start for s in Camera(BY_TIME).run(times)] == pytest.approx([0.0, 0.5, 1.0, 1.5])
@@ -205,26 +286,6 @@ def test_by_time_a_short_video_gives_one_snippet(pick: str, expected: tuple[int,
 def test_frames_without_timestamps_follow_at_the_nominal_rate() -> None:
     snippets = Camera(Sampling(frames=2)).run([None] * 6, duration=0.1)
     assert [s.start for s in snippets] == pytest.approx([0.0, 0.2, 0.4])
-
-
-def test_timestamps_that_stand_still_or_go_back_are_made_to_rise() -> None:
-    timeline = Timeline()
-    placed = [timeline.place(time, 0.1) for time in (0.0, 0.1, 0.1, 0.05, math.nan, 0.6)]
-    assert placed == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.6])
-    stuck = Timeline()
-    assert [stuck.place(7.0, 0.1) for _ in range(4)] == pytest.approx([7.0, 7.1, 7.2, 7.3])
-
-
-def test_one_wrong_timestamp_does_not_shift_those_after_it() -> None:
-    timeline = Timeline()
-    placed = [timeline.place(time, 0.1) for time in (0.0, 0.1, 0.2, 0.1, 0.3, 0.4, 0.5)]
-    assert placed == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5])
-
-
-def test_after_a_clock_is_set_back_time_goes_on() -> None:
-    timeline = Timeline()
-    placed = [timeline.place(time, 0.1) for time in (50.0, 50.1, 3.0, 3.3, 3.6, 1.0, 1.4)]
-    assert placed == pytest.approx([50.0, 50.1, 50.2, 50.5, 50.8, 50.9, 51.3])
 
 
 def test_a_clock_set_back_makes_no_snippet_backwards() -> None:

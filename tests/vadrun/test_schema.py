@@ -38,6 +38,7 @@ HERE = Where("a.json", "write it again")
     ("description", "value"),
     [
         (Text(), "Zürich 汽车"),
+        (Text(plain=False), "a\nb"),
         (Text(among=("a", "b")), "b"),
         (Text(pattern="[0-9a-f]+"), "00ff"),
         (FileName(), "encoder.fp32.onnx"),
@@ -97,7 +98,7 @@ def test_what_fits_is_given_back(description: Schema, value: Any) -> None:
         (List(Text()), ["a", {}], "[1] is an object, not a text"),
         (Table(Whole()), {"a": "b"}, "a is 'b', not a whole number"),
         (Table(Whole()), [], "is a list of 0, not an object"),
-        (Table(Whole(), least=1), {}, "not an object of 1 to"),
+        (Table(Whole(), least=1), {}, "the whole is an object of 0 entries, not an object of 1 to"),
         (Table(Whole(), key=FileName()), {"a/b": 1}, "a key of the whole is 'a/b'"),
         (Record({"a": Flag()}), {}, "a is missing"),
         (Record({"a": Flag()}), {"a": True, "b": 1}, "b is not known (known are a)"),

@@ -53,7 +53,8 @@ def test_what_is_skipped_changes_nothing(tmp_path: Path, ending: str, way: str) 
 @pytest.mark.parametrize("way", list(HEVC))
 def test_what_is_skipped_of_hevc_changes_nothing(tmp_path: Path, ending: str, way: str) -> None:
     options = {"x265-params": "log-level=none:" + HEVC[way]}
-    path = clips.write_clip(tmp_path / f"clip.{ending}", FRAMES, codec="libx265", options=options)
+    path = clips.skippable(tmp_path / f"clip.{ending}")
+    clips.write_clip(path, FRAMES, codec="libx265", options=options)
     assert len(same(path, "skipping")) == 9
     assert len(same(path, "skipping", Sampling(pick="first"), threads=1)) == 9
     expected = 0 if way == "no b-frames" else 30
@@ -85,6 +86,17 @@ def test_streams_without_display_times(tmp_path: Path, ending: str) -> None:
 def test_short_videos(tmp_path: Path) -> None:
     for frames in (1, 7, 15, 16, 17, 31):
         same(clips.write_clip(tmp_path / f"{frames}.mp4", frames, options=WAYS["b-frames"]), "skipping")
+
+
+@pytest.mark.parametrize("frames", [2, 7, 15])
+def test_all_of_a_short_video_can_be_looked_at(tmp_path: Path, frames: int) -> None:
+    """Nothing of a first snippet is skipped, so it need not be read twice when it is the only one."""
+    path = clips.write_clip(tmp_path / "clip.mp4", frames, options=WAYS["b-frames"])
+    with Video(path) as video:
+        video.looks_ahead = False
+        first = video._reader
+        (snippet,) = video.snippets(Sampling(), SMALL)
+        assert snippet.short and video._reader is first
 
 
 def test_variable_rates(tmp_path: Path) -> None:

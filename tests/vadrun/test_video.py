@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,21 @@ import av
 import numpy as np
 import pytest
 
-from tests.clips import Image, add_cover, cut, number_of, numbered, spoil, write_clip, write_sound
+from tests.clips import (
+    Image,
+    add_cover,
+    cut,
+    mark_matrix,
+    number_of,
+    numbered,
+    set_clock,
+    spoil,
+    write_clip,
+    write_sound,
+)
 from vadrun import reader as module
 from vadrun.errors import UserError
+from vadrun.gate import GateRule, LumaGrid
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.sampling import Sampling
 from vadrun.video import Snippet, Video, read_snippets
@@ -161,6 +175,88 @@ def test_rotated_videos_stand_upright(tmp_path: Path, degrees: int) -> None:
     assert np.abs(snippet.images.astype(int) - upright.images).mean() < 3
 
 
+def grown(path: Path, first: int) -> Path:
+    """An MJPEG clip whose pictures claim 6400x6400 from the one with number ``first`` on (SOF0; ITU-T T.81, B.2.2)."""
+    clip = write_clip(path, 20, codec="mjpeg", pixel_format="yuvj420p", size=(320, 300))
+    data = bytearray(clip.read_bytes())
+    at = -1
+    for number in range(20):
+        at = data.index(b"\xff\xc0\x00\x11", at + 1)
+        if number >= first:
+            data[at + 5 : at + 9] = (6400).to_bytes(2, "big") * 2
+    if first == 0:  # Matroska's PixelWidth and PixelHeight claim it, too
+        sizes = b"\xb0\x82" + (320).to_bytes(2, "big") + b"\xba\x82" + (300).to_bytes(2, "big")
+        assert sizes in data
+        data = data.replace(sizes, b"\xb0\x82\x19\x00\xba\x82\x19\x00")
+    path.write_bytes(data)
+    return path
+
+
+def test_a_huge_picture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has a picture of 6400x6400, and more than 40 million pixels are not decoded"):
+        Video(grown(tmp_path / "huge.mkv", 0))
+
+
+def test_a_picture_that_becomes_huge_is_damage(tmp_path: Path) -> None:
+    with Video(grown(tmp_path / "grows.avi", 10)) as video:
+        sizes = {frame.width for frame, _, _ in video.frames()}
+        assert sizes == {320}
+        assert "10 packets could not be decoded" in str(video.damage)
+
+
+# A display matrix (a, b, c, d), and what it does to the stored picture: as cameras that hang upside down or look
+# into a mirror write it.
+MATRICES: dict[tuple[int, int, int, int], Callable[[Image], Image]] = {
+    (1, 0, 0, 1): lambda image: image,
+    (0, 1, -1, 0): lambda image: np.rot90(image, -1),
+    (-1, 0, 0, -1): lambda image: np.rot90(image, 2),
+    (0, -1, 1, 0): lambda image: np.rot90(image),
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda image: np.swapaxes(image, 0, 1),
+    (0, -1, -1, 0): lambda image: np.rot90(np.swapaxes(image, 0, 1), 2),
+}
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_display_matrices_turn_and_mirror(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    show = MATRICES[matrix]
+
+    def stored(number: int, width: int, height: int) -> Image:
+        y, x = np.mgrid[0:height, 0:width]
+        return np.stack([240 * x / width, 240 * y / height, 128 + 0 * x], axis=-1).astype(np.uint8)
+
+    def shown(number: int, width: int, height: int) -> Image:
+        swapped = show(np.zeros((2, 3, 3), np.uint8)).shape[0] == 3
+        return np.ascontiguousarray(show(stored(number, *((height, width) if swapped else (width, height)))))
+
+    width, height = show(np.zeros((160, 200, 3), np.uint8)).shape[1::-1]
+    path = mark_matrix(write_clip(tmp_path / "stored.mp4", 20, size=(200, 160), draw=stored), *matrix)
+    upright = write_clip(tmp_path / "upright.mp4", 20, size=(width, height), draw=shown)
+    corner = Preprocessing.for_size(64, crop="top-right")
+    (expected,) = read_snippets(upright, Sampling(), corner)
+    for gate in (None, GateRule()):
+        with Video(path) as video:
+            assert (video.info.mirrored, video.info.width) == (matrix[0] * matrix[3] < matrix[1] * matrix[2], 200)
+            (snippet,) = video.snippets(Sampling(), corner, gate=gate)
+        assert np.abs(snippet.images.astype(int) - expected.images).mean() < 3
+    with Video(path) as turned, Video(upright) as plain:  # what the gate looks at
+        grids = [LumaGrid(corner)(next(iter(video)).frame) for video in (turned, plain)]
+    assert np.abs(grids[0] - grids[1]).mean() < 3
+
+
+def test_the_pixel_aspect_ratio_is_ignored(tmp_path: Path) -> None:
+    def anamorphic(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+
+    path = write_clip(tmp_path / "wide.mkv", 16, size=(352, 288), prepare=anamorphic)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    (found,) = read_snippets(path, Sampling(), SMALL)
+    (plain,) = read_snippets(write_clip(tmp_path / "plain.mkv", 16, size=(352, 288)), Sampling(), SMALL)
+    np.testing.assert_array_equal(found.images, plain.images)
+
+
 def test_full_range_is_honoured(tmp_path: Path) -> None:
     def grey(number: int, width: int, height: int) -> Image:
         return np.full((height, width, 3), 250, np.uint8)
@@ -295,9 +391,11 @@ def test_what_is_known_of_a_video(tmp_path: Path) -> None:
         "duration": 2.5,
         "frames": 50,
         "rotation": 0,
+        "mirrored": False,
         "pixel_format": "yuv420p",
         "matrix": "bt601",
         "full_range": False,
+        "hdr": None,
         "start": 0.0,
         "stream": 0,
         "remarks": [],
@@ -549,6 +647,99 @@ def test_what_cameras_append_to_a_file_is_not_damage(tmp_path: Path) -> None:
 def test_live_recordings_of_unknown_length_are_not_damage(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "live.mkv", 60, container_options={"live": "1"})
     assert damage(path) is None
+
+
+# -- time
+
+
+def timed(path: Path, way: str, sampling: Sampling | None = None) -> tuple[list[Snippet], Video]:
+    """The snippets of a video: with ``every`` picture decoded, by ``groups``, with a ``gate``, or by ``shadows``."""
+    with Video(path, threads=1) as video:
+        if way == "every":
+            video.looks_ahead, video._reader.skipper = False, None
+        if way == "shadows":
+            return [snippet for snippet, _ in video.shadows(sampling or Sampling(), SMALL, [GateRule()])], video
+        gate = GateRule(shadow=True) if way == "gate" else None
+        return list(video.snippets(sampling, SMALL, gate=gate)), video
+
+
+def same_in_all_ways(path: Path, sampling: Sampling | None = None) -> tuple[list[Snippet], Video]:
+    plain, one = timed(path, "every", sampling)
+    for way in ("groups", "gate", "shadows"):
+        found, other = timed(path, way, sampling)
+        assert [(s.index, s.start, s.end) for s in found] == [(s.index, s.start, s.end) for s in plain], way
+        for a, b in zip(found, plain, strict=True):
+            np.testing.assert_array_equal(a.images, b.images)
+        assert (other.note, other.damage, other.decoded, other.seen) == (one.note, one.damage, one.decoded, one.seen)
+    return plain, one
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(by="time", seconds=0.64)], ids=["frames", "time"])
+@pytest.mark.parametrize("options", [{"bf": "0", "g": "25"}, {"bf": "3", "g": "30"}], ids=["plain", "b-frames"])
+@pytest.mark.parametrize(("picture", "seconds"), [(103, -4900.0), (150, -3.0), (103, -1.0)])
+def test_a_clock_that_is_set_back_loses_nothing(
+    tmp_path: Path, options: dict[str, str], picture: int, seconds: float, sampling: Sampling | None
+) -> None:
+    """Within a group and at its beginning."""
+    path = write_clip(tmp_path / "clip.ts", 240, options=options, container_options={"output_ts_offset": "5000"})
+    snippets, video = same_in_all_ways(set_clock(path, picture, seconds), sampling)
+    assert len(snippets) == 15 and video.decoded == 240
+    assert snippets[-1].end == pytest.approx(240 / 25, abs=0.08)
+    assert max(s.end - s.start for s in snippets) < 0.75
+    assert video.seen.set_back == 1 and video.seen.count == 0 and "set back once" in str(video.note)
+
+
+@pytest.mark.parametrize("options", [{"bf": "0", "g": "25"}, {"bf": "3", "g": "30"}], ids=["plain", "b-frames"])
+@pytest.mark.parametrize(("picture", "sampling"), [(103, None), (150, None), (103, Sampling(by="time", seconds=0.64))])
+def test_a_pause_in_a_transport_stream(
+    tmp_path: Path, options: dict[str, str], picture: int, sampling: Sampling | None
+) -> None:
+    path = write_clip(tmp_path / "clip.ts", 240, options=options)
+    snippets, video = same_in_all_ways(set_clock(path, picture, 2400.0), sampling)
+    assert sum(s.end - s.start for s in snippets) <= video.seen.seconds < 9.8
+    assert max(s.end - s.start for s in snippets) < 0.75
+    assert video.seen.count == 1 and "pauses once (from" in str(video.note)
+    assert len(snippets) >= 13 and snippets[-1].end > 2400
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv"])
+@pytest.mark.parametrize("g", ["8", "40"])
+def test_a_pause_in_other_containers(tmp_path: Path, name: str, g: str) -> None:
+    """Twenty seconds that are recorded in two pieces; the second begins within a snippet."""
+    times = [index / 25 for index in range(200)] + [2400 + index / 25 for index in range(200)]
+    path = write_clip(tmp_path / name, 400, times=times, options={"g": g, "bf": "2"})
+    snippets, video = same_in_all_ways(path)
+    assert len(snippets) == 24
+    assert [number_of(s.images[0]) for s in snippets] == [
+        *range(8, 200, 16),
+        *range(208, 400, 16),
+    ]
+    assert max(s.end - s.start for s in snippets) < 0.65
+    assert video.seen.seconds == pytest.approx(16.0, abs=0.1)
+    assert video.damage is None
+    joined = list(read_joined(path))
+    assert [number_of(s.images[0]) for s in joined] == list(range(8, 400, 16))
+
+
+def read_joined(path: Path) -> list[Snippet]:
+    """Snippets of 16 frames whatever lies between them."""
+    with Video(path) as video:
+        return list(video.snippets(None, SMALL, joins=True))
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts"])
+@pytest.mark.parametrize("interval", [1.0, 3.0])
+def test_slow_cameras_do_not_pause(tmp_path: Path, name: str, interval: float) -> None:
+    times = [index * interval for index in range(40)]
+    snippets, video = same_in_all_ways(write_clip(tmp_path / name, 40, times=times, options={"g": "5"}))
+    assert [number_of(s.images[0]) for s in snippets] == [8, 24]
+    assert video.seen.count == 0 and video.note is None
+
+
+def test_a_frame_that_lasts_a_day(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mkv", 3, times=[0.0, 86400.0, 172800.0])
+    with Video(path) as video:
+        assert len(list(video.snippets(Sampling(by="time", seconds=0.64), SMALL))) < 300
 
 
 # -- what is refused

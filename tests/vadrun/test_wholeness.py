@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vadrun.wholeness import what_is_missing
+from vadrun.wholeness import Faults, what_is_missing
 
 
 def box(kind: bytes, content: bytes, *, wide: bool = False) -> bytes:
@@ -109,3 +109,19 @@ def test_nested_elements_without_end_are_no_trap(tmp_path: Path) -> None:
 
 def test_a_file_that_went_away_is_said_to_be_gone(tmp_path: Path) -> None:
     assert "can no longer be read" in str(what_is_missing(tmp_path / "gone"))
+
+
+def test_damage_begins_where_the_first_of_it_was_met() -> None:
+    faults = Faults()
+    assert faults.parts() == [] and faults.count == 0
+    faults.reached = 3.21
+    faults.note("undecoded")
+    faults.reached = 7.0
+    faults.note("patched")
+    faults.note("patched")
+    assert faults.count == 3
+    assert faults.parts() == ["1 packet could not be decoded, 2 pictures have errors (from about 3.2 s on)"]
+    faults.note("lost", 2.0)  # known only later
+    assert faults.parts()[0].endswith("1 picture was dropped by the decoder (from about 2.0 s on)")
+    faults.cut = "it ends early"
+    assert faults.parts()[0] == "it ends early (read up to 7.0 s)"

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vadrun.errors import UserError
+from vadrun.errors import UserError, lacks_memory, no_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -52,6 +52,7 @@ class Backend(Protocol):
     library: str  # name and version of the library
     encoder_file: str  # which graph of the bundle it took
     batch_limit: int | None = None  # frames that one call of the encoder takes at most; None: any number
+    least_cosine: float | None = None  # of its features on the probe, where the user has allowed less than the default
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features float32 [n,d] of uint8 RGB frames [n,S,S,3], n from 1 to ``batch_limit``."""
@@ -121,7 +122,7 @@ def about() -> dict[str, dict[str, str]]:
 def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = True) -> tuple[Backend, str]:
     """The backend for ``name`` ("auto", "onnxruntime", "onnxruntime:cpu", ...) and why it was taken.
 
-    One that does not know the bundle's probe (see :mod:`vadrun.selftest`) is loaded once more, plainly, and then
+    One that does not reproduce the bundle's probe (see :mod:`vadrun.selftest`) is loaded once more, plainly, and then
     passed over, or, without ``refuse_wrong``, taken as it is.
 
     Raises:
@@ -141,6 +142,7 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         chosen.sort(key=lambda entry: entry[0] == "openvino")
         passed_over.append("openvino:cpu comes last, for its INT8 gains nothing on a processor without VNNI")
     remedies: list[str] = []
+    short = False
     for known_name, known_device, module, class_name, install in chosen:
         label = f"{known_name}:{known_device}"
         kind: Any = getattr(import_module(module), class_name)
@@ -152,6 +154,7 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         try:
             backend, remark = _tested(kind, bundle, known_device, options, refuse_wrong)
         except BackendError as error:
+            short = short or lacks_memory(error)
             passed_over.append(f"{label} {error}")
             continue
         why = "named by the user" if name == label else "the first that works here"
@@ -160,29 +163,28 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         if passed_over:
             why += f" ({'; '.join(passed_over)})"
         return backend, why
+    if short:
+        raise no_memory(f"load {bundle.root}")
     advice = f"; to install: {' or '.join(dict.fromkeys(remedies))}" if remedies else ""
     raise UserError(f"no backend can run {bundle.root} here: {'; '.join(passed_over)}{advice}")
 
 
 def _tested(kind: Any, bundle: Bundle, device: str, options: Options, refuse_wrong: bool) -> tuple[Backend, str | None]:
     """A backend that knows the probe, and a remark if it took a second attempt."""
-    from vadrun.selftest import COSINE, lowest_cosine  # numpy is not needed to list backends
+    from vadrun.selftest import least_cosine, measure  # numpy is not needed to list backends
 
     backend: Backend = kind(bundle, device, options)
-    first = lowest_cosine(bundle, backend)
-    if first >= COSINE:
+    first = measure(bundle, backend).fault(least_cosine(bundle, backend))
+    if first is None:
         return backend, None
     backend.close()
     backend = kind(bundle, device, replace(options, plain=True))
-    second = lowest_cosine(bundle, backend)
-    if second >= COSINE:
-        return backend, f"gave wrong features of the probe (cosine {first:.2f}) and was compiled anew"
+    second = measure(bundle, backend).fault(least_cosine(bundle, backend))
+    if second is None:
+        return backend, f"gave {first} and was compiled anew"
     if refuse_wrong:
         backend.close()
-        raise BackendError(
-            f"gives wrong features of the bundle's probe here (cosine {second:.2f}, should be 1): "
-            "vadexport verify says more"
-        )
+        raise BackendError(f"gives {second}: vadexport verify says more")
     return backend, None
 
 

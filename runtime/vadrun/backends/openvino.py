@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from vadrun.backends import Backend, BackendError, Missing, Options, check_shapes, cores, processor_flags
 from vadrun.backends.openvino_parts import MOST_BYTES, in_parts
-from vadrun.cache import forget_models, model_cache
+from vadrun.cache import KeptFolder, forget_models, model_cache, prune, seal, sound
 from vadrun.console import version
 from vadrun.files import write_bytes
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vadrun.bundle import Bundle
 
 
-_KEPT = 2  # encoders in parts, of other settings or versions: a full-size one takes 345 MB
+_KEPT = 2  # encoders of other settings or versions: a full-size one takes 345 MB
 
 
 class OpenvinoBackend(Backend):
@@ -45,7 +45,7 @@ class OpenvinoBackend(Backend):
         """Version, and what the CPU computes in."""
         if find_spec("openvino") is None:
             return {}
-        openvino = _import_openvino()
+        openvino = import_openvino()
         core = openvino.Core()
         found = {"version": openvino.__version__.split("-")[0]}
         for device in core.available_devices:
@@ -54,7 +54,7 @@ class OpenvinoBackend(Backend):
         return found
 
     def __init__(self, bundle: Bundle, device: str, options: Options) -> None:
-        openvino = _import_openvino()
+        openvino = import_openvino()
         self.library = f"openvino {openvino.__version__.split('-')[0]}"
         core = openvino.Core()
         capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -97,9 +97,16 @@ class OpenvinoBackend(Backend):
             try:
                 if apart:
                     return _in_parts(core, path, settings, weight_bytes, folder)
-                if folder is not None:
-                    settings["CACHE_DIR"] = str(folder)
-                return core.compile_model(str(path), "CPU", settings)
+                if folder is None:
+                    return core.compile_model(str(path), "CPU", settings)
+                # A folder for each model and setting, so that a start checks what it reads and nothing else.
+                own = folder / f"{path.stem}-{_key(core, path, settings)}"
+                with KeptFolder(own):
+                    compiled = core.compile_model(str(path), "CPU", settings | {"CACHE_DIR": str(own)})
+                with suppress(OSError):
+                    own.touch()  # used now
+                prune(folder, f"{path.stem}-????????????????", _KEPT)
+                return compiled
             except RuntimeError as error:
                 raise BackendError(f"cannot load {path}: {str(error).strip().splitlines()[-1]}") from error
 
@@ -140,31 +147,37 @@ def _in_parts(core: Any, path: Path, settings: dict[str, Any], weight_bytes: int
 
     The library's own cache has to read and hash a model that was rewritten, each time.
     """
-    openvino = _import_openvino()
+    openvino = import_openvino()
     kept: Path | None = None
     if folder is not None and hasattr(openvino, "tensor_from_file"):  # 2025.4
-        made_for = [openvino.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
-        made_by = [version(), path.name, weight_bytes, MOST_BYTES]
-        key = hashlib.sha256(json.dumps([*made_by, *made_for]).encode()).hexdigest()[:16]
-        kept = folder / f"{path.stem}-{key}.blob"
-        with suppress(Exception):  # there is none yet, or it is damaged; what then is raised depends on where
-            return core.import_model(openvino.tensor_from_file(kept), "CPU", settings)
-    elif folder is not None:
-        settings = {**settings, "CACHE_DIR": str(folder)}
+        kept = folder / f"{path.stem}-{_key(core, path, settings, weight_bytes, MOST_BYTES)}.blob"
+        if sound(kept):
+            with suppress(Exception):  # what is raised where the library does not take it depends on why
+                return core.import_model(openvino.tensor_from_file(kept), "CPU", settings)
+    own = None if folder is None or kept is not None else folder / f"{path.stem}-parts"
+    if own is not None:
+        settings = {**settings, "CACHE_DIR": str(own)}
     model = core.read_model(str(path))
     in_parts(model, weight_bytes)
-    compiled = core.compile_model(model, "CPU", settings)
+    with nullcontext() if own is None else KeptFolder(own):
+        compiled = core.compile_model(model, "CPU", settings)
     if kept is not None:
         with suppress(Exception):  # no space, or no memory: the next start takes as long as this one
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(kept, compiled.export_model().getbuffer())
-            older = sorted(kept.parent.glob(f"{path.stem}-*.blob"), key=lambda blob: blob.stat().st_mtime)
-            for blob in older[:-_KEPT]:
-                blob.unlink(missing_ok=True)
+            seal(kept)
+            prune(kept.parent, f"{path.stem}-*.blob", _KEPT)
     return compiled
 
 
-def _import_openvino() -> Any:
+def _key(core: Any, path: Path, settings: dict[str, Any], *more: int) -> str:
+    """What a compiled model depends on, beside the bundle: 16 hexadecimal digits."""
+    made_for = [import_openvino().__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), sorted(settings.items())]
+    made_by = [version(), path.name, *more]
+    return hashlib.sha256(json.dumps([*made_by, *made_for]).encode()).hexdigest()[:16]
+
+
+def import_openvino() -> Any:
     """OpenVINO without its telemetry: importing it would report to its makers, and a camera box calls nobody."""
     reporter = "openvino_telemetry"
     if reporter in sys.modules or "openvino" in sys.modules:

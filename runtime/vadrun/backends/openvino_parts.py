@@ -19,7 +19,7 @@ MOST_BYTES = 5 << 18
 _WIDTH = 64  # hidden units; a part holds a multiple of them, as kernels like it
 
 # What may lie between two linears: a value of a hidden unit there depends on that unit alone.
-_BY_UNIT = ("Add", "Subtract", "Multiply", "Sigmoid", "Convert", "FakeQuantize")
+_BY_UNIT = ("Add", "Subtract", "Multiply", "Divide", "Sigmoid", "Erf", "Convert", "FakeQuantize")
 
 
 def in_parts(model: Any, weight_bytes: int) -> int:
@@ -155,7 +155,8 @@ def _again(node: Any, inputs: list[Any]) -> Any:
         return op.convert(inputs[0], node.get_output_element_type(0).to_string())
     if kind == "FakeQuantize":
         return op.fake_quantize(*inputs, levels=node.get_attributes()["levels"])
-    return {"Add": op.add, "Subtract": op.subtract, "Multiply": op.multiply, "Sigmoid": op.sigmoid}[kind](*inputs)
+    makers = {"Add": op.add, "Subtract": op.subtract, "Multiply": op.multiply, "Divide": op.divide}
+    return (makers | {"Sigmoid": op.sigmoid, "Erf": op.erf})[kind](*inputs)
 
 
 def _weights(linear: Any) -> list[int] | None:

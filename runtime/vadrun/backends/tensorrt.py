@@ -76,6 +76,7 @@ class TensorrtBackend(Backend):
             raise BackendError(str(error)) from error
         self.library = f"{library} {trt.__version__}"
         self.encoder_file = plans.encoder.onnx
+        self.least_cosine = plans.least_cosine
         self._again = compile_advice(bundle.root)
         self._messages: list[str] = []
         try:
