@@ -7,9 +7,8 @@ their cosines with the given features tell the way. Each frame is decoded once, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from vadclip.features import read_features
 from vadclip.frames import FrameFolder, open_footage
 from vadrun.console import table
 from vadrun.errors import UserError
-from vadrun.preprocessing import INTERPOLATIONS, TEN_CROPS, Preprocessing, Preprocessor
+from vadrun.preprocessing import STYLES, TEN_CROPS, Preprocessing, Preprocessor
 from vadrun.sampling import Sampler, Sampling
 
 SAME = 0.999
@@ -34,7 +33,6 @@ _ALIKE = 2e-4  # cosines that are no further apart cannot be told apart
 _SHIFTS = (-1, 0, 1)  # snippets by which the given features may be late
 _FRAMES = Sampling().frames
 _PICKS = {0: "first", _FRAMES // 2: "middle", _FRAMES: "mean"}  # by the place in _ways; the others no option gives
-_UNTAGGED = ("by-size", "bt601")
 _SHOWN = 8  # combinations in the table
 
 Floats = NDArray[np.float64]
@@ -42,12 +40,8 @@ Frames = Sequence[av.VideoFrame]
 
 
 def preprocessings(size: int) -> dict[str, Preprocessing]:
-    """All that are tried for an encoder of ``size`` pixels, by what distinguishes them; the default comes first."""
-    plain = Preprocessing.for_size(size)
-    return {
-        f"{interpolation}, untagged {untagged}": replace(plain, interpolation=interpolation, untagged=untagged)
-        for interpolation, untagged in product(INTERPOLATIONS, _UNTAGGED)
-    }
+    """All that are tried for an encoder of ``size`` pixels, by their names; the default comes first."""
+    return {style: Preprocessing.for_size(size, style=style) for style in STYLES}
 
 
 @dataclass(frozen=True)
@@ -178,7 +172,7 @@ class Findings:
             return "Not reproduced: the videos have none of the snippets that were to be compared."
         crop, best = next(iter(self.best.items()))
         how = f"--sample {best.sample}" if best.sample in _PICKS.values() else f"{best.sample} of each snippet"
-        how += f", crop {best.crop}, {best.preprocessing}"
+        how += f", crop {best.crop}, --preprocessing {best.preprocessing}"
         if self.reproduced:
             alike = sum(best.cosine - one.cosine <= _ALIKE for one in self.ranked[crop]) - 1
             also = f"; {alike} other {'one' if alike == 1 else 'ones'} cannot be told from it here" if alike else ""
@@ -308,7 +302,9 @@ class _Reader:
                         yield self._made(index, [footage.frame(place) for place in places])
             else:
                 # With "mean" a snippet has all of its frames.
-                sampler: Sampler[av.VideoFrame, av.VideoFrame] = Sampler(Sampling(pick="mean"), lambda frame: frame)
+                sampler: Sampler[av.VideoFrame, av.VideoFrame] = Sampler(
+                    Sampling(pick="mean"), lambda frame: frame, joins=True
+                )
                 for decoded in footage.frames():
                     self.frames += 1
                     for found in sampler.push(decoded.frame, decoded.time, decoded.duration):

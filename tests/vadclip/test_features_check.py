@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vadclip.cli import main
 from vadclip.extract import Encoder, ExtractOptions, extract
 from vadclip.features_check import Findings, check, preprocessings, read_given
 from vadrun.errors import UserError
+from vadrun.preprocessing import STYLES
 from vadrun.sampling import Sampling, _ByFrames
 
 SIZE = 32
@@ -68,15 +68,14 @@ def loaded(folder: Path, crop: int = 0) -> dict[str, dict[int | None, NDArray[np
 def test_the_settings_are_found(videos: Path, tmp_path: Path, pick: str, crop: int) -> None:
     folder = made(videos, tmp_path / "f", 10, pick)
     findings = found(videos, loaded(folder, crop))
-    # No matrix is guessed in small pictures: what makes the same images is one combination.
-    assert len(findings.ranked[crop]) == 3 * 17 * 10 * len(features_check.INTERPOLATIONS)
+    assert len(findings.ranked[crop]) == 3 * 17 * 10 * len(STYLES)
     best = findings.best[crop]
     assert findings.reproduced
     assert (best.sample, best.crop, best.shift) == (pick, crop, 0) and best.cosine > 0.9999
     assert best.preprocessing == next(iter(preprocessings(SIZE)))
     other = next(one for one in findings.ranked[crop] if (one.sample, one.crop) != (pick, crop))
     assert other.cosine < best.cosine - 0.001
-    assert findings.verdict().startswith(f"Reproduced by --sample {pick}, crop {crop}, bilinear-antialias")
+    assert findings.verdict().startswith(f"Reproduced by --sample {pick}, crop {crop}, --preprocessing default")
     assert findings.remarks() == [] and findings.counts == {"a": (6, 6, 101), "b": (5, 5, 80)}
 
 
@@ -91,8 +90,8 @@ def test_crops_in_another_order_are_named(videos: Path, tmp_path: Path) -> None:
 def test_a_frame_that_no_option_gives(videos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plain = _ByFrames.__init__
 
-    def last(self: _ByFrames[Any, Any], sampling: Sampling, convert: Callable[[Any], Any]) -> None:
-        plain(self, sampling, convert)
+    def last(self: _ByFrames[Any, Any], *rest: Any) -> None:
+        plain(self, *rest)
         self._wanted = range(15, 16)
 
     with monkeypatch.context() as patch:
@@ -161,8 +160,7 @@ def test_frames_are_encoded_once(videos: Path, tmp_path: Path) -> None:
 
     given = read_given("a", videos / "a.mp4", [(folder / "a__0.npy", None, 0)])
     check([given], Encoder(counting, SIZE, "counting", 16), snippets=2)
-    # Small pictures have one matrix, however untagged ones are taken; one more image tells the width.
-    assert count <= 2 * 16 * 10 * len(features_check.INTERPOLATIONS) + 1
+    assert count <= 2 * 16 * 10 * len(STYLES) + 1  # one more image tells the width
 
 
 def test_the_command(
