@@ -13,7 +13,7 @@ from tests.golden import Golden
 from tests.vadexport.test_certificate import spoil
 from tests.vadexport.test_cli import fails
 from vadexport.build import BuildOptions, ParityError, build
-from vadexport.certificate import LIMITS, limits_for, parse_limits
+from vadexport.checks import LIMITS, limits_for, parse_limits
 from vadexport.cli import main
 from vadexport.footage import FootageCertificate, open_reference
 from vadrun import Bundle, UserError
