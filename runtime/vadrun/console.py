@@ -18,6 +18,7 @@ from typing import Any, TextIO, cast
 
 from vadrun import interrupts
 from vadrun.errors import InternalError, UserError, lacks_memory, no_memory
+from vadrun.inputs import redacted
 
 DAMAGED = 1  # done, but something in the input was damaged or a check failed
 BAD_INPUT = 2
@@ -82,7 +83,7 @@ def crash(error: BaseException) -> str:
     lines = traceback.format_exception(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    text = f"internal error: {type(error).__name__}{where}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    text = f"internal error: {type(error).__name__}{where}: {next(iter(str(error).strip().splitlines()), '')}"
     if os.environ.get(TRACEBACK):
         tell("".join(lines))
         return f"{text.rstrip(': ')}; please report it with the traceback above"
@@ -90,7 +91,7 @@ def crash(error: BaseException) -> str:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vadclip-edge"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "crash.txt"
-        what = f"{' '.join(sys.argv)}\nvadclip-edge {version()}, Python {sys.version}\n"
+        what = f"{' '.join(map(redacted, sys.argv))}\nvadclip-edge {version()}, Python {sys.version}\n"
         path.write_text(what + "".join(lines), encoding="utf-8", errors="backslashreplace")
         return f"{text.rstrip(': ')}; please report it with {path}"
     return f"{text.rstrip(': ')}; please report it with what {TRACEBACK}=1 prints"

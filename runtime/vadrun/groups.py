@@ -76,7 +76,7 @@ class Worker(Generic[T]):
         context.thread_count = 1
         if context.name == "hevc":
             # Its decoder shows what an earlier picture left where it meets damage, and says so to nobody but with this.
-            context.options = {"err_detect": "explode"}
+            context.options = {**context.options, "err_detect": "explode"}
         self._context, self._make = context, make
         self._heard = 0  # news
         self._shown = 0  # display time of the last picture that came out

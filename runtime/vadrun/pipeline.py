@@ -190,8 +190,8 @@ def run_videos(
     reader = ReadAhead(paths, snippets, depth=2 * engine.batch, decoder=decoder, stream=stream)
     encoder = Encoder(engine, reader, shadow=gate is not None and gate.shadow)
     open_: dict[int, tuple[Scorer, float]] = {}  # and since when
-    reader.start()
     try:
+        reader.start()
         for number, step in encoder.steps():
             if isinstance(step, Opened):
                 result = VideoResult(paths[number], step.info, again=None if step.failed is None else str(step.failed))

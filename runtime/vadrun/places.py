@@ -207,11 +207,15 @@ def _rivals(folder: Path, with_folders: bool) -> dict[str, set[str]]:
 
 
 def _is_free(folder: Path, listed: dict[Path, set[str]]) -> bool:
-    if folder.is_dir() and not folder.is_symlink():
-        return not any(folder.iterdir())
-    parent = folder.parent
-    if parent not in listed:
-        listed[parent] = {_alike(path.name) for path in parent.iterdir()} if parent.is_dir() else set()
+    """Whether nothing is there yet. A place that we may not look at counts as free: writing to it says what is wrong."""
+    try:
+        if folder.is_dir() and not folder.is_symlink():
+            return not any(folder.iterdir())
+        parent = folder.parent
+        if parent not in listed:
+            listed[parent] = {_alike(path.name) for path in parent.iterdir()} if parent.is_dir() else set()
+    except OSError:
+        return True
     return _alike(folder.name) not in listed[parent]
 
 

@@ -171,7 +171,7 @@ class Reader:
             flush=flush,
             faults=lambda: self.faults.count,
             ahead=self._ahead,
-            base=float(self.stream.time_base or 1),
+            base=float(self._base or 1),
             missing=lambda: self._fault("missing"),
         )
         return self._held_back(self.backlog)
@@ -210,8 +210,7 @@ class Reader:
         return WRAPS.get(self.container.format.name)
 
     def _ranks(self, joins: bool = False) -> Ranks:
-        base = self.stream.time_base
-        ranks = Ranks(1.0 if base is None else float(base), self.wrap)
+        ranks = Ranks(float(self._base or 1), self.wrap)
         ranks.joins = joins
         return ranks
 

@@ -262,7 +262,9 @@ def _video_pids(data: bytes, packet: int) -> set[int]:
         if begin >= at + 188:
             continue
         section = data[begin + 1 + data[begin] : at + 188]
-        end = 3 + ((section[1] & 0x0F) << 8 | section[2]) - 4 if len(section) > 12 else 0
+        if len(section) < 13:  # too short for an entry
+            continue
+        end = 3 + ((section[1] & 0x0F) << 8 | section[2]) - 4
         if end > len(section):
             continue
         if pid == 0 and section[:1] == b"\0":

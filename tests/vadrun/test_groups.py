@@ -358,3 +358,12 @@ def test_a_timestamp_that_is_far_off_is_noticed(tmp_path: Path, taken: list[int]
         path = clips.write_clip(tmp_path / "clip.ts", 100, options={"g": "40", "bf": "0"})
         clips.set_clock(clips.set_clock(path, picture, 1.2), picture + 1, -1.2)
         same(path, "groups")
+
+
+def test_a_worker_keeps_the_limit_on_pictures(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "a.mp4", codec="libx265", options={"x265-params": "log-level=none"})
+    reader = Reader(path, lambda stream: SoftwareDecoder(stream, 1))
+    context = reader.stream.codec_context
+    Worker(context, lambda frame: frame)
+    assert context.options == {"max_pixels": "40000000", "err_detect": "explode"}
+    reader.close()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
@@ -219,3 +221,20 @@ def test_the_same_video_by_another_name(tmp_path: Path) -> None:
     (tmp_path / "link").unlink()
     (tmp_path / "link").symlink_to(tmp_path / "disk2")
     assert names(tmp_path / "out", [tmp_path / "link" / "cam.mp4"]) != ["cam"]
+
+
+def test_a_place_that_may_not_be_looked_at_costs_its_own_video_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = touched(tmp_path / "rec" / "closed" / "a.mp4", tmp_path / "rec" / "open" / "b.mp4")
+    closed = tmp_path / "out" / "closed"
+    closed.mkdir(parents=True)
+    listing = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert names(tmp_path / "out", sources, [tmp_path / "rec"]) == ["closed/a", "open/b"]

@@ -178,3 +178,14 @@ def test_files_that_are_cut_hold_nothing_behind_them(tmp_path: Path, name: str, 
 
 def test_a_file_that_is_gone_holds_nothing(tmp_path: Path) -> None:
     assert other_recordings(tmp_path / "gone.mp4") == []
+
+
+def test_a_transport_stream_whose_tables_are_cut_short_is_read(tmp_path: Path) -> None:
+    """A pointer field may lead to the last bytes of a packet, which hold no whole table."""
+    programmes = bytes([0, 0, 0xB0, 13, 0, 1, 0xC1, 0, 0, 0, 1, 0xE1, 0x00, 0, 0, 0, 0])
+    association = (b"G\x40\x00\x10" + programmes).ljust(188, b"\xff")
+    for left in range(14):
+        cut = b"G\x41\x00\x10" + bytes([183 - left]) + b"\xff" * (183 - left) + (b"\x02" + bytes(12))[:left]
+        path = tmp_path / "a.ts"
+        path.write_bytes((association + cut[:188].ljust(188, b"\0")) * 4)
+        assert other_recordings(path) == []
