@@ -43,9 +43,9 @@ class Target(NamedTuple):
 
 TARGETS = {
     "events": Target("vadrun/events.py", ("tests/vadrun/test_events.py",)),
-    "gate": Target("vadrun/gate.py", ("tests/vadrun/test_gate.py", "tests/vadrun/test_gate_undecoded.py")),
-    "groups": Target("vadrun/groups.py", ("tests/vadrun/test_groups.py",)),
-    "pipeline": Target("vadrun/pipeline.py", ("tests/vadrun/test_pipeline.py",)),
+    "gate": Target("vadrun/gate.py", ("tests/vadrun/test_gate.py", "tests/vadrun/test_gate_arithmetic.py")),
+    "groups": Target("vadrun/groups.py", ("tests/vadrun/test_groups_steps.py",)),
+    "pipeline": Target("vadrun/pipeline.py", ("tests/vadrun/test_pipeline_steps.py",)),
     "preprocessing": Target("vadrun/preprocessing.py", ("tests/vadrun/test_preprocessing.py",)),
     "calibration": Target("vadrun/calibration.py", ("tests/vadrun/test_calibration.py",)),
     "certificate": Target("vadexport/certificate.py", ("tests/vadexport/test_certificate.py",)),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import pytest
 from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
+from tests import clips
 from vadrun import preprocessing as module
 from vadrun.bilinear import resize
 from vadrun.errors import UserError
@@ -191,6 +193,46 @@ def test_a_display_matrix_is_a_turn_and_a_flip(matrix: tuple[float, ...], expect
     assert orientation_of(frame) == expected
     frame = SimpleNamespace(side_data={SideData.DISPLAYMATRIX: data[:19]}, rotation=-90.0)
     assert orientation_of(frame) == Orientation(3, False)
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p10le", "nv12", "gray", "rgb24"])
+@pytest.mark.parametrize("size", [(64, 48), (102, 78)])
+def test_a_picture_without_its_interlaced_flag_is_the_same_to_the_byte(
+    pixel_format: str, size: tuple[int, int]
+) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    frame = rgb_frame(noise).reformat(format=pixel_format)
+    copy = module._unflagged(frame)
+    assert (copy.width, copy.height, copy.format.name) == (frame.width, frame.height, frame.format.name)
+    np.testing.assert_array_equal(copy.to_ndarray(), frame.to_ndarray())
+
+
+def test_interlaced_pictures_are_scaled_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Combs of two levels become their mean; PyAV 17 and later would scale the two fields apart."""
+
+    def combed(number: int, width: int, height: int) -> NDArray[np.uint8]:
+        image = np.full((height, width, 3), 60, np.uint8)
+        image[::2] = 180
+        return image
+
+    options = {"x264-params": "log-level=none:interlaced=1", "crf": "1"}
+    path = clips.write_clip(tmp_path / "i.mkv", 1, size=(320, 480), draw=combed, options=options)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    assert frame.interlaced_frame and not module._unflagged(frame).interlaced_frame
+    np.testing.assert_array_equal(module._unflagged(frame).to_ndarray(), frame.to_ndarray())
+    passed: list[av.VideoFrame] = []
+    unflagged = module._unflagged
+    monkeypatch.setattr(module, "_unflagged", lambda frame: passed.append(frame) or unflagged(frame))
+    image = Preprocessor(Preprocessing(size=200, resize=(200, 200)))(frame)
+    assert np.abs(image[10:-10].astype(int) - 120).max() <= 20
+    assert passed == ([frame] if module._PYAV >= 17 else [])
+    for version, count in ((16, 0), (17, 1)):
+        passed.clear()
+        monkeypatch.setattr(module, "_PYAV", version)
+        Preprocessor()(frame)
+        Preprocessor()(patch((100, 128, 128)))
+        assert len(passed) == count
 
 
 def test_the_smallest_crop_is_a_pixel() -> None:
