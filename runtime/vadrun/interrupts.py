@@ -111,8 +111,12 @@ def _told() -> Callable[[], None]:
 
 
 def _forked() -> None:
+    """A process that was forked ends at a signal without unwinding: what is half-written is its parent's."""
     leftovers.clear()
     _untold(-1)
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _untold(before: int) -> None:

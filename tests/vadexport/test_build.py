@@ -195,8 +195,12 @@ def test_what_exists_is_kept_without_force(bundle_copy: Path, ucf: Golden) -> No
         build(BuildOptions(ucf.checkpoint, bundle_copy, dataset="ucf"))
     assert (bundle_copy / "manifest.json").read_bytes() == before
     (bundle_copy / "extra").touch()
+    with pytest.raises(UserError, match="holds extra, which is no part of a bundle and would be lost"):
+        build(BuildOptions(ucf.checkpoint, bundle_copy, dataset="ucf", force=True))
+    (bundle_copy / "extra").unlink()
+    (bundle_copy / "text.npy").write_bytes(b"damaged")
     build(BuildOptions(ucf.checkpoint, bundle_copy, dataset="ucf", force=True))
-    assert not (bundle_copy / "extra").exists()
+    assert Bundle.open(bundle_copy).text().size
 
 
 def test_force_never_takes_a_folder_that_is_no_bundle(ucf: Golden, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from vadrun import errors
 from vadrun.errors import NoMemory, UserError, lacks_memory, of_the_machine
 
 
@@ -32,11 +33,16 @@ LACKS = [
 
 
 @pytest.mark.parametrize("error", LACKS, ids=[type(error).__name__ + str(n) for n, error in enumerate(LACKS)])
-def test_a_lack_of_memory_is_known(error: Exception) -> None:
+def test_a_lack_of_memory_is_known(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_has_room", lambda: False)
     assert lacks_memory(error)
     assert lacks_memory(raised_from(error))
     with pytest.raises(NoMemory, match="there is not enough memory to decode video"):
         of_the_machine(error)
+
+
+def test_a_file_that_asks_for_too_much_is_no_lack_of_memory() -> None:
+    of_the_machine(av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory"))
 
 
 def test_numpys_own() -> None:

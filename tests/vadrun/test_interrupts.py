@@ -65,6 +65,7 @@ def test_what_is_ignored_from_the_start_stays_ignored(tmp_path: Path) -> None:
 def test_a_second_signal_does_not_stop_the_cleaning(tmp_path: Path) -> None:
     hang = """
         try:
+            print("working", flush=True)
             threading.Event().wait()
         finally:
             print("cleaning", flush=True)
@@ -73,6 +74,7 @@ def test_a_second_signal_does_not_stop_the_cleaning(tmp_path: Path) -> None:
 """
     with started(tmp_path, BODY.replace("HANG", hang), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "working\n"
         process.terminate()
         assert process.stdout.readline() == "cleaning\n"
         process.send_signal(signal.SIGINT)
@@ -128,10 +130,13 @@ def test_a_process_that_was_forked_does_not_speak_for_ours(tmp_path: Path) -> No
     """A worker that is ended by a signal must not end its parent, nor take along what that writes."""
     hang = """
         import time
+        reads, writes = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(writes, b".")
             while True:
                 time.sleep(0.01)
+        os.read(reads, 1)  # Python forgets a signal that comes before the fork is over
         os.kill(child, 15)
         os.waitpid(child, 0)
         time.sleep(2.5)
