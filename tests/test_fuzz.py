@@ -107,7 +107,7 @@ def full_calibration(bundle: Path) -> dict[str, Any]:
         "trials": [trial, trial | {"threshold": 0.02}],
     }
     return calibration_document(
-        bundle,
+        Bundle.open(bundle),
         **made,
         wanted=1.0,
         footage={"videos": 1, "hours": 24.0, "pictures": ["160x120"]},
