@@ -207,7 +207,7 @@ def _rivals(folder: Path, with_folders: bool) -> dict[str, set[str]]:
 
 
 def _is_free(folder: Path, listed: dict[Path, set[str]]) -> bool:
-    """Whether nothing is there yet. A place that we may not look at counts as free: writing to it says what is wrong."""
+    """Whether nothing is there yet. A place that may not be looked at counts as free: writing there tells why not."""
     try:
         if folder.is_dir() and not folder.is_symlink():
             return not any(folder.iterdir())
