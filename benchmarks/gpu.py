@@ -29,7 +29,7 @@ from vadclip.checkpoint import load_checkpoint
 from vadclip.images import CLIP_MEAN, CLIP_STD
 from vadclip.untrained import save_released_format, untrained
 from vadexport.build import BuildOptions, build
-from vadexport.certificate import check_engine
+from vadexport.checks import check_engine
 from vadexport.compile import CompileOptions, compile_bundle, report
 from vadexport.probe import Probe
 from vadrun.backends import about

@@ -48,9 +48,8 @@ TARGETS = {
     "pipeline": Target("vadrun/pipeline.py", ("tests/vadrun/test_pipeline.py",)),
     "preprocessing": Target("vadrun/preprocessing.py", ("tests/vadrun/test_preprocessing.py",)),
     "calibration": Target("vadrun/calibration.py", ("tests/vadrun/test_calibration.py",)),
-    "certificate": Target(
-        "vadexport/certificate.py", ("tests/vadexport/test_certificate.py", "tests/vadexport/test_comparison.py")
-    ),
+    "certificate": Target("vadexport/certificate.py", ("tests/vadexport/test_certificate.py",)),
+    "checks": Target("vadexport/checks.py", ("tests/vadexport/test_checks.py",)),
     "metrics": Target("vadclip/metrics.py", ("tests/vadclip/test_metrics.py",)),
     "losses": Target("vadclip/losses.py", ("tests/vadclip/test_losses.py",)),
 }

@@ -11,7 +11,7 @@ import pytest
 from tests.clips import write_clip
 from tests.golden import Golden
 from vadexport.build import BuildOptions, build
-from vadexport.certificate import check_engine, checks_table
+from vadexport.checks import check_engine, checks_table
 from vadexport.compile import CompileOptions, compile_bundle
 from vadexport.probe import Probe
 from vadrun import Engine, UserError, Video

@@ -42,9 +42,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     c.add_argument(
         "--encoder", required=True, metavar="WHAT", help="the CLIP that should have made them, as for vadclip extract"
     )
-    c.add_argument(
-        "--clip-model", metavar="NAME", help="which CLIP a file of weights is, where nothing else tells; as for extract"
-    )
+    c.add_argument("--clip-model", metavar="NAME", help="which CLIP a file of weights is, as for vadclip extract")
     c.add_argument("--root", type=Path, metavar="DIR", help="where the feature files of the list lie now")
     c.add_argument("--rate", type=float, metavar="FPS", help="the videos are folders of frames, so many a second")
     c.add_argument("--most", type=int, default=2, metavar="N", help="videos to compare, short ones (default 2)")

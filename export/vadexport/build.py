@@ -19,6 +19,7 @@ from vadclip.config import Design
 from vadclip.presets import Anomaly, get_preset
 from vadclip.sidecar import image_settings
 from vadexport import certificate
+from vadexport.checks import Changes
 from vadexport.encoder_graph import encoder_graph
 from vadexport.graph import OPSET, node_kinds, save_beside
 from vadexport.head_graph import HeadSizes, head_graph
@@ -62,7 +63,7 @@ class BuildOptions:
     preprocessing: str | None = None  # of vadrun.preprocessing.STYLES
     probe: Sequence[Path] = ()
     force: bool = False
-    limits: certificate.Changes | None = None
+    limits: Changes | None = None
     ranges: Path | None = None  # of vadcalibrate ranges, for int8
 
 

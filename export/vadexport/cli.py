@@ -191,7 +191,7 @@ def _build(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"building needs {error.name}, which is not installed: pip install 'vadclip-edge[export]'"
         ) from error
-    from vadexport.certificate import parse_limits
+    from vadexport.checks import parse_limits
     from vadrun.sampling import Sampling
 
     sampling = None
@@ -251,7 +251,7 @@ def _compile_here(bundle: Path) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from vadexport.certificate import parse_limits
+    from vadexport.checks import parse_limits
     from vadexport.compile import CompileOptions
     from vadexport.plan_builder import BuilderOptions
 
@@ -271,7 +271,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _compile_with(options: CompileOptions) -> int:
-    from vadexport.certificate import checks_table
+    from vadexport.checks import checks_table
     from vadexport.compile import CompileError, compile_bundle, report
 
     try:
@@ -329,11 +329,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from vadexport import certificate
+    from vadexport.checks import parse_limits
     from vadexport.footage import FootageCertificate, footage_table, open_reference
     from vadrun.bundle import CERTIFICATE, Bundle
 
     labelled = bool(arguments.videos and arguments.annotations)
-    changes, steps = certificate.parse_limits(arguments.limits, labelled=labelled), _Steps()
+    changes, steps = parse_limits(arguments.limits, labelled=labelled), _Steps()
     if not arguments.videos and (arguments.annotations or arguments.checkpoint or arguments.reference):
         raise UserError("--annotations, --checkpoint and --reference are of footage: give --videos too")
     further = None

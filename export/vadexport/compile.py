@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vadexport.certificate import Changes, Check
+from vadexport.checks import Changes, Check
 from vadexport.plan_builder import (
     BuilderOptions,
     PlanBuilder,

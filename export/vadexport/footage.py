@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vadclip.groundtruth import Event as LabelledEvent
 from vadclip.groundtruth import read_annotations, video_name
 from vadclip.intervals import LEAST_VIDEOS
-from vadexport.certificate import Limits, arithmetic
+from vadexport.checks import Limits, arithmetic
 from vadexport.comparison import (
     Difference,
     EventChanges,

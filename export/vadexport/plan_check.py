@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vadexport.certificate import Changes, Check, check_engine
+from vadexport.checks import Changes, Check, check_engine
 from vadexport.probe import Probe
 from vadrun import trt as tensorrt
 from vadrun.backends import BackendError, Options

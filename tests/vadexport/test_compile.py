@@ -21,7 +21,7 @@ from vadcalibrate.ranges import linear_inputs
 from vadclip.model import VadCLIP
 from vadclip.untrained import SMALL, untrained
 from vadexport.build import BuildOptions, build
-from vadexport.certificate import LIMITS, Check
+from vadexport.checks import LIMITS, Check
 from vadexport.cli import main
 from vadexport.compile import CompileError, CompileOptions, compile_bundle, encoder_shapes, head_shapes
 from vadexport.encoder_graph import encoder_graph

@@ -15,9 +15,9 @@ from tests.golden import Golden
 from tests.vadexport.test_cli import fails
 from vadcalibrate.diverse import Chosen
 from vadcalibrate.ranges import Ranges, collect
-from vadexport import certificate
 from vadexport import int8 as int8_module
 from vadexport.build import BuildOptions, build
+from vadexport.checks import LIMITS
 from vadexport.cli import main
 from vadexport.graph import int8_rows
 from vadexport.int8 import int8_graph
@@ -173,7 +173,7 @@ def test_the_bundle_tells_how_it_was_made(int8_bundle: Path, bundles: dict[str, 
     assert all(check["limits"]["cosine"] == 0.9 for check in run["checks"] if check["artifact"] == "encoder")
     sizes = [Bundle.open(root).file("encoder").bytes for root in (int8_bundle, bundles["ucf"])]
     assert sizes[0] < 0.6 * sizes[1]  # in so small a model the patch embedding and the graph itself count
-    assert certificate.LIMITS["int8"].lost == 0
+    assert LIMITS["int8"].lost == 0
 
 
 def test_inspect_tells_it_too(int8_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

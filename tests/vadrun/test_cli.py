@@ -470,3 +470,13 @@ def test_terminating_a_run_leaves_no_half_results(engine: str, tmp_path: Path, c
         process.stderr.read()
     assert process.returncode in (143, -15)
     assert [path.name for path in out.iterdir()] == []
+
+
+def test_a_stale_certificate_is_remarked_on(bundle_copy: Path, clip: Path, tmp_path: Path, capsys: Printed) -> None:
+    path = bundle_copy / "certificate.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stale": "relabelled"}))
+    assert run(str(bundle_copy), clip, "--out", tmp_path / "out") == 0
+    said = "does not hold for this bundle (the bundle has been relabelled since): run vadexport verify"
+    assert said in capsys.readouterr().err
+    (result,) = (tmp_path / "out").rglob("result.json")
+    assert said in json.loads(result.read_text())["bundle"]["remark"]
