@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from vadclip.config import ClipConfig
@@ -34,6 +33,8 @@ HEAD_WIDTH = 64
 CHOICES = "openai (OpenAI's own), ViT-B-16 (LAION's and most others') or another of open_clip's model names"
 """What ``--clip-model`` takes, for a sentence."""
 
+# What open_clip calls the weights in a repository of Hugging Face; not all of its versions tell.
+_HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _SECONDS = 10.0  # for a server to answer before it counts as out of reach
 _MOST_CONFIG = 1 << 20
 # Entries of a configuration that change nothing in a CLIP that is trained already, or that ClipConfig has.
@@ -211,7 +212,7 @@ def _cached(facts: Mapping[str, Any]) -> Path | None:
     if not facts.get("hf_hub"):
         return None
     repository, _, filename = facts["hf_hub"].rpartition("/")
-    for candidate in (filename,) if filename else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
+    for candidate in (filename,) if filename else _HUB_NAMES:
         found = try_to_load_from_cache(repository, candidate)
         if isinstance(found, str):
             return Path(found)
@@ -225,10 +226,8 @@ def _downloaded(facts: Mapping[str, Any], source: str) -> Path:
     if facts.get("hf_hub"):
         # Asked before, because huggingface_hub tries for a minute and writes a warning each time.
         repository, _, filename = facts["hf_hub"].rpartition("/")
-        offline = constants.HF_HUB_OFFLINE
-        reason = (
-            "HF_HUB_OFFLINE is set" if offline else _unreachable(hf_hub_url(repository, filename or HF_WEIGHTS_NAME))
-        )
+        url = hf_hub_url(repository, filename or _HUB_NAMES[-1])
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(url)
     if reason is None:
         try:
             return Path(open_clip.download_pretrained(dict(facts)))

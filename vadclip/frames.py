@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from vadrun.errors import UserError
 from vadrun.inputs import EXTENSIONS, find_videos, named_videos
 from vadrun.preprocessing import Preprocessing, Preprocessor
+from vadrun.pyav import open_input
 from vadrun.sampling import Sampler, Sampling
+from vadrun.sources import pick_stream
 from vadrun.video import Snippet, Video
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -87,7 +89,7 @@ class FrameFolder:
         """What is wrong with it, as a sentence; complete when all snippets have been read."""
         parts = []
         if self._gap is not None:
-            parts.append(f"numbers are missing behind {self._gap}, so later frames count as earlier ones")
+            parts.append(f"numbers are missing after {self._gap}, so later frames count as earlier ones")
         if self._broken:
             parts.append(f"{len(self._broken)} of its images cannot be decoded, the first is {self._broken[0]}")
         return f"{self.path} is damaged: {'; '.join(parts)}" if parts else None
@@ -145,10 +147,10 @@ def decode_image(path: Path) -> av.VideoFrame | None:
         if kind is None:
             return None
         # By its content and from memory, so that no name is taken for a pattern, an address or a playlist.
-        with av.open(io.BytesIO(data), "r", format=kind) as container:
-            for frame in container.decode(video=0):
+        with open_input(io.BytesIO(data), format=kind) as container:
+            for frame in container.decode(pick_stream(container, path)):
                 return None if frame.is_corrupt else frame
-    except (av.FFmpegError, OSError, ValueError, IndexError):
+    except (UserError, av.FFmpegError, OSError, ValueError, IndexError):  # UserError: it is too large
         return None
     return None
 
@@ -220,7 +222,7 @@ def _is_image(name: str) -> bool:
 
 
 def _first_gap(names: Sequence[str]) -> str | None:
-    """The image behind which numbers are missing, if all names are one text with a number in steps of one size."""
+    """The image after which numbers are missing, if all names are one text with a number in steps of one size."""
     series = []
     for name in names:
         match = re.fullmatch(r"(.*?)(\d{1,18})(\D*)", name)

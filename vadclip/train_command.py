@@ -30,7 +30,7 @@ ABLATE = """Train and evaluate the rows of the paper's Tables 5 to 7 and write t
 
 def add_train_arguments(p: argparse.ArgumentParser) -> None:
     """Give a parser the arguments of ``vadclip train``."""
-    _add_common(p)
+    _add_common(p, clip="that of --init, or else openai")
     p.add_argument("--seed", type=int, default=234, metavar="N", help="of weights and order (default 234)")
     p.add_argument(
         "--init",
@@ -43,20 +43,20 @@ def add_train_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_ablate_arguments(p: argparse.ArgumentParser) -> None:
     """Give a parser the arguments of ``vadclip ablate``."""
-    _add_common(p)
+    _add_common(p, clip="openai")
     p.add_argument("--table", type=int, nargs="+", default=[], metavar="N", help="tables 5, 6, 7 (default: all)")
     p.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="single rows, such as only-gcn")
     p.add_argument("--seeds", type=int, nargs="+", default=[234], metavar="N", help="one training each (default 234)")
     _add_test_list(p, "on which every row is evaluated", required=True)
 
 
-def _add_common(p: argparse.ArgumentParser) -> None:
+def _add_common(p: argparse.ArgumentParser, clip: str) -> None:
     p.add_argument("--list", required=True, type=Path, metavar="CSV", help="training list: path,label of feature files")
     p.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     p.add_argument(
         "--clip",
         metavar="WHAT",
-        help="CLIP that made the features, as for extract --encoder (default: that of --init, or else openai)",
+        help=f"CLIP that made the features, as for extract --encoder (default: {clip})",
     )
     p.add_argument(
         "--clip-model",
@@ -120,7 +120,7 @@ def train(arguments: argparse.Namespace) -> int:
     result = training.run(None, arguments.seed, arguments.out)
     if os.environ.get("RANK", "0") != "0":  # torchrun's; one process speaks for all
         return 0
-    score = "" if result.score is None else f", score {result.score:.4f} in epoch {result.epoch + 1}"
+    score = "" if result.score is None else f", {result.score_name} {result.score:.4f} in epoch {result.epoch + 1}"
     print(f"checkpoint in {result.checkpoint}{score}; next: vadexport build --checkpoint {result.checkpoint} --out DIR")
     return DAMAGED if result.doubts else 0
 

@@ -39,12 +39,14 @@ class Result:
         epoch: where it was found, from 0.
         checkpoint: the file of the selected weights.
         doubts: why the model is not to be trusted, in sentences; empty where nothing speaks against it.
+        score_name: what the score is, such as ``validation AUC (videos)``.
     """
 
     score: float | None
     epoch: int
     checkpoint: Path
     doubts: tuple[str, ...] = ()
+    score_name: str = "score"
 
 
 class Trainer:
@@ -252,7 +254,7 @@ class Trainer:
         self._ranks.wait()
         epoch = state.best_epoch if self._best else self._recipe.epochs - 1
         doubts = hindsight(state, self._listed, self._recipe, self._model.config, self._chance)
-        return Result(state.best, epoch, out / "best.safetensors", tuple(doubts))
+        return Result(state.best, epoch, out / "best.safetensors", tuple(doubts), self._score_name)
 
 
 def is_mixed(precision: Precision, recipe: Recipe, device: torch.device) -> bool:

@@ -117,7 +117,7 @@ class FootageCheck:
     Attributes:
         backend, precision: as in the other checks.
         reference: what it is compared with.
-        videos, hours: of footage.
+        videos, hours: of footage; pauses of the recording do not count.
         cosine_min, cosine_median: of the features.
         score_max, score_mean: differences of the probabilities.
         events: gained, lost, shifted.
@@ -231,7 +231,7 @@ class FootageCertificate:
             precision=arithmetic(engine)[1],
             reference=self.reference.description,
             videos=len(self._answers),
-            hours=sum(float(answers.spans[-1, 1]) for answers in self._answers) / 3600,
+            hours=sum(float(np.diff(answers.spans).sum()) for answers in self._answers) / 3600,
             cosine_min=low,
             cosine_median=float(np.median(cosine_all)),
             score_max=largest,

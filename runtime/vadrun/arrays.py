@@ -215,7 +215,8 @@ def _check_header(header: _Header, wanted: Array, known: dict[str, int], where: 
     if dtype.kind not in wanted.kinds or (dtype.itemsize > 8 and dtype.kind != "U"):
         raise where.error(f"{name} is of type {dtype}, not of {_KINDS.get(wanted.kinds, wanted.kinds)}")
     if wanted.itemsize not in (None, dtype.itemsize):
-        raise where.error(f"{name} is of type {dtype}, whose elements have not {wanted.itemsize} bytes")
+        size = f"{wanted.itemsize} byte{'' if wanted.itemsize == 1 else 's'}"
+        raise where.error(f"{name} is of type {dtype}, not of elements of {size}")
     if wanted.shape is not None:
         fits, sizes = len(shape) == len(wanted.shape), dict(known)
         for found, asked in zip(shape, wanted.shape, strict=False):

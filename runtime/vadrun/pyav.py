@@ -7,7 +7,7 @@ Nothing else in the project asks which PyAV is installed. What differs inside sw
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import IO, Any
 
 import av
 from av.container import InputContainer
@@ -24,7 +24,7 @@ SIDE_DATA = hasattr(av.Packet, "has_sidedata")
 _TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
-def open_input(url: str, **options: Any) -> InputContainer:
+def open_input(url: str | IO[bytes], **options: Any) -> InputContainer:
     """Open a file to read, whatever the encoding of its tags, with FFmpeg's log silent.
 
     FFmpeg's log is turned off, which is how PyAV begins: torchvision turns it on when it is imported (0.18, for one). A
@@ -32,7 +32,7 @@ def open_input(url: str, **options: Any) -> InputContainer:
     that thread. PyAV up to 16 waits even for messages that it does not show.
 
     Args:
-        url: a path, or one with a protocol: ``file:video.mp4``.
+        url: a path, or one with a protocol: ``file:video.mp4``; or an open file.
         options: further arguments of ``av.open``.
 
     Raises:

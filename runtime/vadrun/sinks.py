@@ -92,8 +92,9 @@ class ResultFolders:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        for number in list(self._open):
-            self.drop(number)
+        with ExitStack() as stack:  # all of them, also if a signal comes in between
+            for number in self._open:
+                stack.callback(self.drop, number)
 
     def begin(self, number: int) -> ResultFolder | None:
         """The sink of the video of this number, from its first snippet on.

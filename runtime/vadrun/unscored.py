@@ -1,4 +1,4 @@
-"""What a video file holds besides the stream that is scored: other video streams, and recordings behind the first.
+"""What a video file holds besides the stream that is scored: other video streams, and recordings after the first.
 
 Recorders and ``cat`` append one recording to another. FFmpeg reads the first of an MP4, FLV or ASF file and stops there
 without a word, and it decodes what follows in Matroska or AVI with the first one's parameters. Only what is cheap to
@@ -48,7 +48,7 @@ def stream_name(stream: VideoStream) -> str:
 
 
 def other_recordings(path: str | Path, pids: Collection[int] = ()) -> list[str]:
-    """Sentences on recordings that begin behind the first; none if none is seen.
+    """Sentences on recordings that begin after the first; none if none is seen.
 
     Args:
         path: the file.
@@ -66,7 +66,7 @@ def _others(stream: BinaryIO, size: int, pids: Collection[int]) -> Iterator[str]
     head = stream.read(1 << 12)
     kind = _recording_at(head)
     if kind == "Ogg" and _ogg_changes(stream, head, size):
-        yield "holds a second recording behind the first, which cannot be decoded: split the file"
+        yield "holds a second recording after the first, which cannot be decoded: split the file"
     elif kind == "MPEG-TS" and (later := sorted(_later_pids(stream, head, size, pids))):
         yield (
             f"holds video that begins later in a stream of its own (PID {', '.join(map(str, later))}), "
@@ -78,14 +78,14 @@ def _others(stream: BinaryIO, size: int, pids: Collection[int]) -> Iterator[str]
         effect = "may be decoded wrongly" if second.read else "is not scored"
         length = f" of {second.seconds:.1f} s" if second.seconds else ""
         yield (
-            f"holds a second recording{length} behind the first, from byte {second.start:,} on, "
+            f"holds a second recording{length} after the first, from byte {second.start:,} on, "
             f"which {effect}: split the file"
         )
 
 
 @dataclass(frozen=True)
 class _Second:
-    """A recording behind the first: where it begins, whether FFmpeg reads it as more of the first, how long it is."""
+    """A recording after the first: where it begins, whether FFmpeg reads it as more of the first, how long it is."""
 
     start: int
     read: bool = False

@@ -186,6 +186,7 @@ def test_the_command(
         (["--list", str(listed)], "names the Windows path"),
         (["--list", str(listed), "--root", str(tmp_path / "no")], "none of the 3 files of"),
         (["--list", str(out), "--snippets", "0"], "--snippets is 0"),
+        (["--list", str(out), "--clip-model", "openai"], "leave --clip-model out"),
         (["--list", str(videos)], "holds no .npy files"),
     ):
         assert main([*common, *arguments]) == 2

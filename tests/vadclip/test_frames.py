@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import av
@@ -87,10 +88,21 @@ def test_a_broken_image_is_replaced_by_its_neighbour(tmp_path: Path) -> None:
         read(FrameFolder(path, 25.0))
 
 
+def test_a_huge_image_is_not_decoded(tmp_path: Path) -> None:
+    """A file of 40 kB may claim a picture that takes gigabytes."""
+    data = bytearray(write_image(tmp_path / "a.png", 1).read_bytes())
+    assert decode_image(tmp_path / "a.png") is not None
+    at = data.index(b"IHDR")
+    data[at + 4 : at + 12] = (7000).to_bytes(4, "big") * 2
+    data[at + 17 : at + 21] = zlib.crc32(data[at : at + 17]).to_bytes(4, "big")
+    (tmp_path / "b.png").write_bytes(data)
+    assert decode_image(tmp_path / "b.png") is None
+
+
 def test_missing_numbers_are_said(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "v", 40, "f{:03d}.jpg")
     (path / "f020.jpg").unlink()
-    assert "numbers are missing behind f019.jpg" in str(FrameFolder(path, 25.0).damage)
+    assert "numbers are missing after f019.jpg" in str(FrameFolder(path, 25.0).damage)
     assert FrameFolder(write_folder(tmp_path / "w", 20, "f{:03d}.jpg", step=5), 25.0).damage is None
     write_image(path / "cover.jpg", 0)  # no series any more
     assert FrameFolder(path, 25.0).damage is None

@@ -206,7 +206,7 @@ def test_selection_on_the_test_list_says_so(toy: FeatureList, tmp_path: Path) ->
     recipe = replace(RECIPE, epochs=3, evaluate_every=0)
     _, result = run(toy, tmp_path / "run", recipe, select="test", scorer=lambda _: next(scores), say=said.append)
     assert any("selected on the TEST list" in line for line in said)
-    assert (result.score, result.epoch) == (0.9, 1)
+    assert (result.score, result.epoch, result.score_name) == (0.9, 1, "test AUC (frames)")
     assert [row["score"] for row in rows_of(tmp_path / "run")] == ["0.5", "0.9", "0.7"]
 
 

@@ -16,7 +16,7 @@ from vadexport.build import BuildOptions, ParityError, build
 from vadexport.checks import LIMITS, limits_for, parse_limits
 from vadexport.cli import main
 from vadexport.footage import FootageCertificate, open_reference
-from vadrun import Bundle, UserError
+from vadrun import Bundle, Engine, UserError
 
 Printed = pytest.CaptureFixture[str]
 
@@ -164,6 +164,16 @@ def test_normal_stretches_are_no_anomalies(bundle_copy: Path, videos: Path, tmp_
     footage = FootageCertificate(bundle, [videos / "v1.mp4"], reference, tmp_path / "e.csv")
     (answers,) = footage._answers
     assert answers.anomalous.tolist() == [0, 0, 1, 0, 0, 0, 0]
+
+
+def test_a_pause_is_no_footage(bundles: dict[str, Path], tmp_path: Path) -> None:
+    times = [index / 25 for index in range(100)] + [2400 + index / 25 for index in range(100)]
+    path = clips.write_clip(tmp_path / "clip.mp4", 200, times=times, options={"g": "20"})
+    bundle = Bundle.open(bundles["ucf"])
+    footage = FootageCertificate(bundle, [path], open_reference(bundle, None, None))
+    with Engine.load(bundles["ucf"], "onnxruntime:cpu") as engine:
+        found = footage(engine, LIMITS["fp32"])
+    assert found.passed and found.hours == pytest.approx(12 * 0.64 / 3600, abs=1e-5)
 
 
 def test_shares_of_frames() -> None:

@@ -130,7 +130,7 @@ def test_archives_are_read_and_their_sizes_agree(tmp_path: Path) -> None:
             "'features' is [3, 5], not [4,d]",
         ),
         ({"frames.npy": npy(np.ones((4, 8, 9, 3), np.uint8))}, "'frames' is [4, 8, 9, 3], not [n,8,8,3]"),
-        ({"frames.npy": npy(np.ones((4, 8, 8, 3), np.uint16))}, "whose elements have not 1 bytes"),
+        ({"frames.npy": npy(np.ones((4, 8, 8, 3), np.uint16))}, "not of elements of 1 byte:"),
         ({"frames.npy": b"text"}, "'frames' is not in NumPy's format"),
         ({f"{number}.npy": b"" for number in range(300)}, "it holds 300 arrays, more than 256"),
     ],

@@ -183,6 +183,19 @@ def test_all_folders_are_dropped_though_one_cannot_be_closed(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_all_folders_are_dropped_though_a_signal_comes_in_between(tmp_path: Path) -> None:
+    def signalled() -> None:
+        raise SystemExit(143)
+
+    wanted = [Place(name, tmp_path / name, tmp_path / f"{name}-0") for name in "abc"]
+    with pytest.raises(SystemExit), ResultFolders(wanted, ["normal"]) as folders:
+        for number in range(3):
+            folder = folders.begin(number)
+            assert folder is not None
+            folder._stack.callback(signalled)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_progress_over_several_files() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -61,6 +61,10 @@ def test_an_internal_error_has_a_code_of_its_own_and_its_traceback_is_kept(
     assert line.startswith("test: internal error: TypeError in test_console.py:")
     assert line.endswith(f"no such thing; please report it with {kept}")
     assert "Traceback" in kept.read_text() and "vadclip-edge" in kept.read_text()
+    monkeypatch.setattr(sys, "argv", ["vadrun", "rtsp://user:secret@door/1"])
+    assert ended(TypeError("\n")) == CRASHED  # nothing to quote
+    assert "rtsp://...@door" in kept.read_text() and "secret" not in kept.read_text()
+    capsys.readouterr()
     monkeypatch.setenv(console.TRACEBACK, "1")
     ended(TypeError("no such thing"))
     assert "Traceback" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_sound_and_covers_are_no_second_video(tmp_path: Path) -> None:
         Video(video.path, stream=1)
 
 
-# -- recordings behind the first
+# -- recordings after the first
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,7 @@ def test_a_recording_behind_the_first_is_seen(tmp_path: Path, name: str) -> None
 def test_the_length_of_a_second_mp4_is_said(tmp_path: Path) -> None:
     first, second = clip(tmp_path / "a.mp4", 40), clip(tmp_path / "b.mp4", 75)
     (text,) = other_recordings(joined(tmp_path / "c.mp4", first, second))
-    assert "a second recording of 3.0 s behind the first" in text
+    assert "a second recording of 3.0 s after the first" in text
     # The same once more is a second recording as well.
     assert "of 1.6 s" in other_recordings(joined(tmp_path / "d.mp4", first, first))[0]
 

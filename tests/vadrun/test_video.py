@@ -209,7 +209,7 @@ def test_a_picture_that_becomes_huge_is_damage(tmp_path: Path) -> None:
 def test_a_colour_description_that_changes_within_a_file_is_followed(
     tmp_path: Path, order: tuple[int, int], gated: bool
 ) -> None:
-    """Another camera, or another mode, behind the first: its parameter sets name another matrix."""
+    """Another camera, or another mode, after the first: its parameter sets name another matrix."""
 
     def colour(number: int, width: int, height: int) -> Image:
         return np.full((height, width, 3), (180, 60, 90), np.uint8)
