@@ -5,8 +5,9 @@ notices survives: either a test is missing, or the mutant does the same as the c
 mutated, because a message in other words is no fault of logic.
 
 Every module gets a working tree of its own under ``build/mutants``, in which the packages lie side by side, as mutmut
-expects them. A second run goes on where the first was stopped; ``--fresh`` begins anew. Survivors are written as diffs
-to ``build/mutants/MODULE.diff``.
+expects them. A second run goes on where the first was stopped and tries survivors again, for there may be new tests;
+``--fresh`` begins anew, as it must where the module itself has changed. Survivors are written as diffs to
+``build/mutants/MODULE.diff``.
 """
 
 from __future__ import annotations
@@ -95,6 +96,18 @@ def outcomes(work: Path, target: Target) -> dict[str, int | None]:
     return codes
 
 
+def try_again(work: Path, target: Target) -> None:
+    """Forget what survived, and which tests reach what: there may be new tests."""
+    meta = work / "mutants" / f"{target.module}.meta"
+    if not meta.exists():
+        return
+    known = json.loads(meta.read_text(encoding="utf-8"))
+    codes = known["exit_code_by_key"]
+    known["exit_code_by_key"] = {key: code if code in KILLED else None for key, code in codes.items()}
+    meta.write_text(json.dumps(known, indent=4), encoding="utf-8")
+    (work / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
+
+
 def mutmut(work: Path, *arguments: str) -> str:
     """Run mutmut in a working tree; returns what it printed."""
     # The working tree comes before the installed packages.
@@ -119,6 +132,7 @@ def main() -> int:
         if args.fresh:
             shutil.rmtree(WORK / name, ignore_errors=True)
         work = prepare(name, target)
+        try_again(work, target)
         mutmut(work, "run", "--max-children", str(args.jobs))
         codes = outcomes(work, target)
         survivors = [key for key, code in codes.items() if code == SURVIVED or code in NO_TESTS]

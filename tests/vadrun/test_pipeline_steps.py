@@ -214,6 +214,13 @@ def test_readers_are_told_what_to_read_and_how(script: list[tuple[int, Step]]) -
     assert Reader.made.rest == {"decoder": "software", "stream": None}
 
 
+def test_without_sinks_results_are_the_same(script: list[tuple[int, Step]]) -> None:
+    script += [(0, Opened(INFO)), (0, encoded(0, 0.9, 0.1, verdict=Verdict.AUDIT)), (0, closed(undecoded=3))]
+    ((_, result),) = run_videos(machine(), ["a.mp4"], RULE, gate=GateRule(audit=0.5))
+    assert isinstance(result, VideoResult) and len(result.events) == 1 and result.gate is not None
+    assert (result.gate["audited"], result.gate["pictures_undecoded"]) == (1, 3)
+
+
 def test_what_fails_costs_its_video_alone(script: list[tuple[int, Step]]) -> None:
     """A file that cannot be opened, one whose sink cannot be made, one whose sink fails, one that breaks off."""
     fault = UserError("no video")
@@ -234,6 +241,8 @@ def test_what_fails_costs_its_video_alone(script: list[tuple[int, Step]]) -> Non
         (2, encoded(1, 0.9)),  # its chunk is full: its sink fails
         (2, encoded(2, 0.9)),
         (3, Failed(ValueError("odd"))),
+        (3, encoded(1, 0.9)),
+        (3, closed()),
         (1, Failed(fault)),  # of a video that was left: nobody is told
         (2, closed()),
         (4, closed()),
@@ -247,7 +256,7 @@ def test_what_fails_costs_its_video_alone(script: list[tuple[int, Step]]) -> Non
     assert found[0] is fault
     assert (str(found[1]), str(found[2])) == ("no place", "the disk is full")
     assert str(found[3]) == "3.mp4 cannot be read for an internal error, ValueError: odd"
-    assert found[4].snippets == 1
+    assert found[4].snippets == 1 and found[4].timings.encode == 0.0
     assert Reader.made.left == {1, 2} and told == [2, 3, 4, 4]
 
 
@@ -320,7 +329,8 @@ def test_nothing_is_told_twice() -> None:
     for given in (events, events, later):
         for event in given:
             once.event(event)
-    once.event(Event(1.0, 4.0, "odd", 0.9, 0.5, 2, 4))  # it overlaps one that was told of
+    for first in (2, 3):  # they overlap one that was told of
+        once.event(Event(1.0, 4.0, "odd", 0.9, 0.5, first, 4))
     assert rows.events == [*events, *later]
     for index in (0, 1, 0, 1, 2):
         once.snippet(index, 0.5 * index, 1.0, 0.25, [0.5, index])
@@ -445,6 +455,7 @@ def test_in_the_shadow_events_are_those_that_the_gate_would_not_have_found() -> 
 def test_what_is_known_of_the_gate_so_far() -> None:
     engine = machine(2)
     scorer = Scorer(engine, RULE, None, result_of(engine), None)
+    assert scorer._shadow is None
     assert scorer.gate_so_far() is None
     scorer.push(encoded(0, 0.9))
     assert [item.snippet.index for item in scorer.chunk] == [0]

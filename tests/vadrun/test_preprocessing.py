@@ -184,6 +184,9 @@ def test_one_preprocessor_takes_frames_of_changing_size() -> None:
         ((2, 0, 0, 2), Orientation(0, False)),
         ((0.704, 0.710, -0.710, 0.704), Orientation(3, False)),  # 45.2 degrees
         ((0.710, 0.704, -0.704, 0.710), Orientation(0, False)),
+        ((0, 1, 1, 0), Orientation(1, True)),
+        ((0, -1, -1, 0), Orientation(3, True)),
+        ((0, 0, 0, 0), Orientation(0, False)),  # of nobody; it mirrors nothing
     ],
 )
 def test_a_display_matrix_is_a_turn_and_a_flip(matrix: tuple[float, ...], expected: Orientation) -> None:
@@ -193,6 +196,33 @@ def test_a_display_matrix_is_a_turn_and_a_flip(matrix: tuple[float, ...], expect
     assert orientation_of(frame) == expected
     frame = SimpleNamespace(side_data={SideData.DISPLAYMATRIX: data[:19]}, rotation=-90.0)
     assert orientation_of(frame) == Orientation(3, False)
+    frame = SimpleNamespace(side_data={SideData.DISPLAYMATRIX: data[:20]}, rotation=-90.0)
+    assert orientation_of(frame) == expected
+    frame = SimpleNamespace(side_data={}, rotation=316.0)
+    assert orientation_of(frame) == Orientation(0, False)  # the nearest quarter turn
+
+
+def test_a_picture_is_flipped_first_and_turned_then() -> None:
+    image = np.arange(2 * 3 * 3).reshape(2, 3, 3)
+    np.testing.assert_array_equal(Orientation(1, True).upright(image), np.rot90(np.fliplr(image)))
+    np.testing.assert_array_equal(Orientation(3, False).upright(image), np.rot90(image, 3))
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (0, 1, 1, 0)])
+def test_turned_pictures_are_scaled_and_cut_upright(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    path = clips.write_clip(tmp_path / "clip.mp4", 1, size=(320, 240), draw=lambda number, w, h: scene(w, h))
+    found = []
+    copy = tmp_path / "turned.mp4"
+    copy.write_bytes(path.read_bytes())
+    for marked in (path, clips.mark_matrix(copy, *matrix)):
+        with av.open(str(marked)) as container:
+            found.append(next(container.decode(video=0)))
+    stored, turned = found
+    upright = orientation_of(turned).upright(stored.to_ndarray(format="rgb24"))
+    for preprocessing in (Preprocessing((300, 200), 150, "top-left"), Preprocessing((200, 300), 180, "bottom-right")):
+        image = Preprocessor(preprocessing)(turned)
+        assert image.flags.c_contiguous
+        assert np.abs(image.astype(int) - Preprocessor(preprocessing)(rgb_frame(upright))).max() <= 6
 
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p10le", "nv12", "gray", "rgb24"])
@@ -270,6 +300,7 @@ def test_jpeg_formats_are_full_range_without_a_tag(pixel_format: str) -> None:
         ((1280, 720), "bt709"),
         ((1280, 480), "bt709"),
         ((720, 578), "bt709"),
+        ((720, 577), "bt709"),
         ((1920, 1080), "bt709"),
     ],
 )
@@ -326,6 +357,30 @@ def test_a_change_of_tags_gets_a_new_scaler_and_no_other_does(scalers: list[Reco
     ]:  # fmt: skip
         preprocessor(patch((120, 100, 150), colorspace=colorspace, color_range=color_range))
         assert len(scalers) == count
+
+
+@pytest.mark.parametrize("color_range", [LIMITED, FULL])
+def test_the_scaler_is_told_everything(scalers: list[Recorded], color_range: int) -> None:
+    """Matrix and range of the source; the same matrix and the other range for RGB, which has neither."""
+    Preprocessor()(patch((120, 100, 150), colorspace=9, color_range=color_range))
+    assert scalers[0].calls == [
+        {
+            "width": 340,
+            "height": 256,
+            "format": "rgb24",
+            "interpolation": module._SWS_FLAGS,
+            "src_colorspace": 9,
+            "dst_colorspace": 9,
+            "src_color_range": color_range,
+            "dst_color_range": FULL if color_range == LIMITED else LIMITED,
+            **module.SCALER_THREADS,
+        }
+    ]
+
+
+def test_rgb_and_grey_with_alpha_are_full_range() -> None:
+    assert colour_of(rgb_frame(scene(32, 24))) == ("rgb", True)
+    assert colour_of(av.VideoFrame(32, 24, "ya8")) == ("bt601", True)
 
 
 @pytest.mark.parametrize("pixel_format", ["gray", "gray10le"])
@@ -416,6 +471,35 @@ def test_hdr_is_tone_mapped_for_the_reference_as_well() -> None:
     np.testing.assert_array_equal(ours, reference)
 
 
+@pytest.mark.parametrize("size", [(640, 480), (1280, 720)])
+def test_hdr_without_a_matrix_follows_the_size_for_the_reference_as_well(size: tuple[int, int]) -> None:
+    frame = patch((100, 110, 140), "yuv420p10le", size)
+    results = [
+        Preprocessor(Preprocessing(untagged=untagged), transfer=16)(frame)
+        for untagged in ("bt601-always", "by-size", "bt601", "bt709")
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[3 if size[0] == 1280 else 2])
+    assert (results[2] != results[3]).any()
+
+
+def test_hdr_is_told_by_the_frame_or_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def mapped(codes: NDArray[np.uint16], transfer: str, **named: Any) -> NDArray[np.uint8]:
+        asked.append((codes.shape, transfer, named))
+        return (codes >> 8).astype(np.uint8)
+
+    frame = patch((100, 110, 140), "yuv420p10le", colorspace=9, color_range=LIMITED)
+    monkeypatch.setattr(module, "tone_map", mapped)
+    monkeypatch.setattr(module, "has_bt2020_primaries", lambda one: ("primaries", one is frame))
+    monkeypatch.setattr(module, "transfer_of", lambda one, stream: "HLG" if one is frame and stream == 18 else None)
+    Preprocessor(transfer=18)(frame)
+    assert asked == [((256, 340, 3), "HLG", {"bt2020": ("primaries", True)})]
+    Preprocessor()(frame)
+    assert len(asked) == 1
+
+
 def test_an_unknown_style_is_refused() -> None:
     assert Preprocessing.for_size(224) == Preprocessing.for_size(224, style="default") == Preprocessing()
     with pytest.raises(UserError, match="no preprocessing 'opencv': take one of default, reference"):
@@ -457,6 +541,41 @@ def test_the_manifest_holds_everything() -> None:
 def test_wrong_manifests_are_refused_by_name(change: dict[str, object], names: str) -> None:
     with pytest.raises(UserError, match=rf"preprocessing.*\b{names}\b"):
         Preprocessing.from_manifest({**Preprocessing().to_manifest(), **change})
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"size": 5000}, "size is 5000 but must be a whole number of pixels from 1 to 4096"),
+        ({"size": 0}, "size is 0 but must be a whole number of pixels from 1 to 4096"),
+        ({"resize": 340}, "resize is 340 but must be width and height in whole pixels"),
+        (
+            {"resize": (340, 200)},
+            "resize is a list of 2 but must be at least the size of the crop, 224, and at most 4096, both ways",
+        ),
+        ({"mirror": 1}, "mirror is 1 but must be true or false"),
+        ({"untagged": "x"}, "untagged is 'x' but must be one of by-size, bt601, bt709, bt601-always"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_is_allowed(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Preprocessing(**values)
+    assert str(raised.value) == f"preprocessing: {text}"
+
+
+def test_the_largest_picture() -> None:
+    largest = Preprocessing(resize=(4096, 4096), size=4096)
+    assert (largest.size, largest.corner) == (4096, (0, 0))
+
+
+def test_a_size_takes_crop_and_style() -> None:
+    made = Preprocessing.for_size(64, crop="top-right", style="reference")
+    assert made == Preprocessing((97, 73), 64, "top-right", False, "bilinear", "bt601-always")
+
+
+def test_the_section_of_the_manifest_is_named() -> None:
+    with pytest.raises(UserError, match=r"^the manifest's preprocessing lacks the key 'resize'"):
+        Preprocessing.from_manifest({})
 
 
 def test_a_missing_key_is_refused_by_name() -> None:
