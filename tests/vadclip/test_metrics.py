@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.detection_map import Sample, by_loops, synthetic
 from tests.golden import DATA
-from vadclip.metrics import IOU, detection_map, frame_metrics
+from vadclip.metrics import IOU, _segments, detection_map, frame_metrics
 from vadrun.errors import UserError
 
 NAMES = ["Normal", "Fire", "Fight"]
@@ -192,6 +192,37 @@ def test_single_frames_are_no_segment() -> None:
     assert found.per_class["Fire"] == (100.0,) * 5
 
 
+def test_two_classes_are_enough_and_the_mode_is_named() -> None:
+    for mode in ("paper", "abnormal-only"):
+        found = detection_map([RISING[:, :2]], [[(32, 64)]], [["Fire"]], NAMES[:2], mode)
+        assert (found.mode, found.per_class["Fire"]) == (mode, (100.0,) * 5)
+
+
+def test_neighbours_do_not_overlap() -> None:
+    """Two frames that are found, two that are annotated, none in common."""
+    frames = np.zeros((16, 3))
+    frames[5:7, 1] = 1.0
+    for span, expected in (((5, 7), 100.0), ((7, 9), 0.0), ((3, 5), 0.0), ((8, 10), 0.0)):
+        found = detection_map([frames], [[span]], [["Fire"]], NAMES, "abnormal-only", frames_per_snippet=1)
+        assert found.per_class["Fire"] == (expected,) * 5, span
+
+
+def test_the_top_sixteenth_of_a_short_video_is_its_best_frame() -> None:
+    # Scores 1 + 0.7 * 1 and 0.95 + 0.7 * 0.95; over two frames the first would be 1 + 0.7 * 0.75, the lower one.
+    first, second = np.zeros((20, 3)), np.zeros((20, 3))
+    first[4:6, 1], second[4:6, 1] = (1.0, 0.5), 0.95
+    segments, labels = [[(10, 12)], [(4, 6)]], [["Fire"], ["Fire"]]
+    found = detection_map([first, second], segments, labels, NAMES, "abnormal-only", frames_per_snippet=1)
+    assert found.per_class["Fire"] == (25.0,) * 5  # the miss comes first: precision 1/2 at one of two segments
+
+
+def test_scores_that_never_change_have_no_segment() -> None:
+    level = np.full((4, 3), 0.3)
+    for mode in ("paper", "abnormal-only"):
+        assert detection_map([level], [[(0, 64)]], [["Fire"]], NAMES, mode).map == (0.0,) * 5
+    assert [(len(one.video), len(one.start), len(one.end)) for one in _segments([level], 16)] == [(0, 0, 0)] * 3
+
+
 def test_quirk_a_class_without_any_segment_makes_the_map_zero() -> None:
     flat = one([FLAT, [0.1, 0.1, 0.8, 0.9], [0.5, 0.1, 0.1, 0.1]])  # the normal class never stands out
     found = detection_map([flat], [[(32, 64)]], [["Fire"]], NAMES)
@@ -227,6 +258,7 @@ def test_ends_beyond_the_video_count() -> None:
 def test_ano_auc_is_none_where_abnormal_videos_have_no_normal_frame() -> None:
     found = frame_metrics([[0.2, 0.1], [0.9, 0.8]], [np.zeros(32), np.ones(32)], [True, False])
     assert (found.auc, found.ap, found.ano_auc) == (1.0, 1.0, None)
+    assert found.to_json() == {"auc": 1.0, "ap": 1.0, "ano_auc": None}
 
 
 @pytest.mark.parametrize(
