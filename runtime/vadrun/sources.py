@@ -113,7 +113,7 @@ def pick_stream(container: InputContainer, path: Path, number: int | None = None
     stream = next((stream for stream in streams if stream.index == number), None)
     if stream is None:
         names = ", ".join(map(stream_name, streams))
-        raise UserError(f"{path} has no video stream {number}: its video is {names}; name one of these to --stream")
+        raise UserError(f"{path} has no video stream {number}: its video is {names}; give one of these numbers")
     if stream.codec_context is None:
         raise UserError(f"{path} is in a video codec that this FFmpeg cannot decode: convert it to H.264")
     context = stream.codec_context

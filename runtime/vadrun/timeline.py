@@ -83,7 +83,7 @@ class Seen:
             found.append(f"the recording pauses {times} ({what}), and no time in a pause is scored")
             beside = self.seconds - scored
             if beside >= 0.05:
-                found.append(f"{beside:,.1f} s of it belong to no whole snippet and are not scored either")
+                found.append(f"{beside:,.1f} s of the footage belong to no whole snippet and are not scored either")
         if self.set_back:
             times = "once" if self.set_back == 1 else f"{self.set_back:,} times"
             found.append(

@@ -105,7 +105,7 @@ def test_what_was_seen() -> None:
         "the recording pauses 150 times (901.0 s in all, the longest from 74.0 s to 81.0 s), and no time in a pause "
         "is scored"
     ]
-    assert seen.remarks(590.0)[1] == "10.0 s of it belong to no whole snippet and are not scored either"
+    assert seen.remarks(590.0)[1] == "10.0 s of the footage belong to no whole snippet and are not scored either"
 
 
 def test_a_clock_that_was_set_back_is_told() -> None:
