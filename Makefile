@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo demo-model test pythons fuzz lint clean
+.PHONY: help demo demo-model test pythons fuzz mutants lint clean
 
 help:
 	@echo "make demo   set up $(VENV), build the demo bundle, run vadrun on the demo video"
@@ -14,6 +14,7 @@ help:
 	@echo "make test   set up $(VENV), run ruff, mypy, import-linter and pytest"
 	@echo "make pythons   install the wheel on Python 3.10 to 3.13, and with the lowest versions; score the demo video"
 	@echo "make fuzz   10,000 damaged and hostile files to every reader (make test: 600 of them); FUZZ_SEED=N: others"
+	@echo "make mutants   small faults in nine modules: how many do their tests notice? MUTANTS='gate metrics': of these"
 	@echo "make clean  remove what the demo made and the tools' caches; $(VENV) stays"
 
 # PyTorch comes from the package index with its CUDA libraries (about 5 GB); where another index has a build
@@ -90,6 +91,12 @@ pythons: $(VENV)/test.ok
 # The inputs of a seed are always the same; a failure names the reader and the number of the input.
 fuzz: $(VENV)/test.ok
 	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest tests/test_fuzz.py
+
+# mutmut is no part of the tests. Results lie in build/mutants; a second run tries only what survived.
+MUTANTS ?=
+mutants: $(VENV)/test.ok
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[mutants]"
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
