@@ -14,7 +14,9 @@ from onnx import numpy_helper
 
 from tests.vadrun.test_bundle import rehash
 from vadexport import certificate
-from vadrun import Bundle, UserError, backends
+from vadexport.checks import check_engine
+from vadexport.probe import Probe
+from vadrun import Bundle, Engine, UserError, backends
 
 
 def spoil(root: Path, name: str, constant: str, factor: float) -> None:
@@ -71,6 +73,18 @@ def test_a_wrong_graph_fails_where_it_is_wrong(
     assert not verification.passed
     assert {check.artifact for check in verification.checks if not check.passed} == failing
     json.dumps(verification.to_json(), allow_nan=False)
+
+
+def test_events_that_appear_or_vanish_are_counted(bundle_copy: Path) -> None:
+    probe = Probe.load(bundle_copy / "probe.npz")
+    raised = Probe(**(vars(probe) | {"track_logits": probe.track_logits * 0 - 9.0, "logits": probe.logits * 0 + 9.0}))
+    with Engine.load(bundle_copy, "onnxruntime") as engine:
+        truth = {check.artifact: check for check in check_engine(engine, probe)}
+        wrong = {check.artifact: check for check in check_engine(engine, raised)}
+    assert (truth["chain"].events_gained, truth["chain"].events_lost) == (0, 0)
+    assert wrong["head"].events_lost == 0
+    assert (wrong["chain"].events_gained, wrong["chain"].events_lost) in {(0, 0), (0, 1)}
+    assert not wrong["chain"].passed and not wrong["head"].passed
 
 
 def test_runs_are_added_and_the_latest_stay(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
