@@ -4,7 +4,9 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,10 @@ from onnx import numpy_helper
 
 from tests.vadrun.test_bundle import rehash
 from vadexport import certificate
-from vadrun import Bundle, UserError, backends
+from vadexport.checks import LIMITS, Check, check_engine, limits_for
+from vadexport.probe import Probe
+from vadrun import Bundle, Engine, UserError, backends
+from vadrun.console import version
 
 
 def spoil(root: Path, name: str, constant: str, factor: float) -> None:
@@ -71,6 +76,18 @@ def test_a_wrong_graph_fails_where_it_is_wrong(
     assert not verification.passed
     assert {check.artifact for check in verification.checks if not check.passed} == failing
     json.dumps(verification.to_json(), allow_nan=False)
+
+
+def test_events_that_appear_or_vanish_are_counted(bundle_copy: Path) -> None:
+    probe = Probe.load(bundle_copy / "probe.npz")
+    raised = Probe(**(vars(probe) | {"track_logits": probe.track_logits * 0 - 9.0, "logits": probe.logits * 0 + 9.0}))
+    with Engine.load(bundle_copy, "onnxruntime") as engine:
+        truth = {check.artifact: check for check in check_engine(engine, probe)}
+        wrong = {check.artifact: check for check in check_engine(engine, raised)}
+    assert (truth["chain"].events_gained, truth["chain"].events_lost) == (0, 0)
+    assert wrong["head"].events_lost == 0
+    assert (wrong["chain"].events_gained, wrong["chain"].events_lost) in {(0, 0), (0, 1)}
+    assert not wrong["chain"].passed and not wrong["head"].passed
 
 
 def test_runs_are_added_and_the_latest_stay(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +158,179 @@ def test_without_a_backend_nothing_can_be_said(bundles: dict[str, Path], monkeyp
     monkeypatch.setattr(backends, "available", lambda: [])
     with pytest.raises(UserError, match="no backend is installed"):
         certificate.verify(bundles["ucf"])
+
+
+class Opened:
+    """A loaded engine, as far as a verification looks at it."""
+
+    def __init__(self, label: str, precision: str) -> None:
+        self.description = f"{label} in {precision}"
+        self.backend = SimpleNamespace(precision=precision, library=label.split(":")[0] + " 1.0")
+        self.closed = False
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+def check(artifact: str = "head", passed: bool = True) -> Check:
+    return Check(artifact, "b", "fp32", None, None, 0.0, 0.0, 0, 0, LIMITS["fp32"], passed)
+
+
+class Machine:
+    """Backends that are installed here: what each gives for "auto" and "fp32", or why it does not load."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, found: dict[str, tuple[str, str]]) -> None:
+        self.found, self.opened, self.said = found, list[Opened](), list[str]()
+        self.calls: list[tuple[object, ...]] = []
+        bundle = SimpleNamespace(path=lambda role: Path("b") / role, model="the model")
+        monkeypatch.setattr(certificate, "Bundle", SimpleNamespace(open=lambda root: bundle))
+        monkeypatch.setattr(certificate, "Probe", SimpleNamespace(load=lambda *given: given))
+        monkeypatch.setattr(certificate, "Engine", SimpleNamespace(load=self.load))
+        monkeypatch.setattr(certificate, "check_engine", self.check)
+        monkeypatch.setattr(certificate, "arithmetic", lambda engine: (engine.backend.precision, "shown"))
+        monkeypatch.setattr(certificate, "wanting_a_check", lambda given: None if given is bundle else 1 / 0)
+        monkeypatch.setattr(backends, "available", lambda: [tuple(label.split(":")) for label in found])
+
+    def load(self, root: Path, label: str, *, precision: str, refuse_wrong: bool) -> Opened:
+        assert root == Path("b") and not refuse_wrong and all(engine.closed for engine in self.opened)
+        found = self.found[label][("auto", "fp32").index(precision)]
+        if " " in found:
+            raise UserError(found)
+        self.opened.append(Opened(label, found))
+        return self.opened[-1]
+
+    def check(self, engine: Opened, probe: object, changes: object) -> list[Check]:
+        assert not engine.closed
+        self.calls.append((engine.description, probe, changes))
+        return [check("encoder"), check(engine.description)]
+
+    def verify(self, **given: Any) -> certificate.Verification:
+        return certificate.verify(Path("b"), self.said.append, **given)
+
+
+def test_each_precision_of_each_backend_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "a:cpu": ("bf16", "fp32"),
+        "b:npu": ("fp32", "fp32"),  # both ways end in the same arithmetic
+        "c:cpu": ("no library", "still no library"),
+        "a:gpu": ("fp16", "no such graph"),  # a bundle need not have every graph
+        "d:cpu": ("no graph", "fp32"),
+    }
+    here, changes = Machine(monkeypatch, found), {"score": 0.5, "lost": 2.0}
+    limits: list[tuple[str, object]] = []
+
+    def further(engine: Any, allowed: object) -> object:
+        assert not engine.closed
+        limits.append((engine.description, allowed))
+        return SimpleNamespace(passed=True)
+
+    verification = here.verify(changes=changes, further=further)
+    names = ["a:cpu in bf16", "a:cpu in fp32", "b:npu in fp32", "a:gpu in fp16", "d:cpu in fp32"]
+    assert here.calls == [(name, (Path("b/probe"), "the model"), changes) for name in names]
+    assert [one.artifact for one in verification.checks] == [a for name in names for a in ("encoder", name)]
+    assert limits == [(name, limits_for(name[-4:], changes)) for name in names]
+    assert here.said == [
+        *("checking a:cpu in bf16", "checking a:cpu in fp32", "checking b:npu in fp32"),
+        *("c:cpu: no library", "c:cpu: still no library", "checking a:gpu in fp16"),
+        *("d:cpu: no graph", "checking d:cpu in fp32"),
+    ]
+    assert len(here.opened) == 6 and all(engine.closed for engine in here.opened)
+    assert verification.libraries == ["a 1.0", "b 1.0", "d 1.0"] and verification.changes == changes
+    assert len(verification.footage) == 5 and verification.passed
+    assert (verification.machine, verification.toolkit) == (certificate.machine(), version())
+    made = datetime.fromisoformat(verification.date)
+    assert made.utcoffset() == timedelta(0) and made.microsecond == 0
+    assert abs(datetime.now(timezone.utc) - made) < timedelta(hours=1)
+
+
+def test_a_verification_passes_only_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    verification = Machine(monkeypatch, {"a:cpu": ("fp32", "fp32")}).verify()
+    assert (verification.passed, verification.changes, verification.footage) == (True, {}, [])
+    assert verification.to_json()["passed"] is True and verification.to_json()["checks"][0]["artifact"] == "encoder"
+    for part, value in (("checks", [check(), check(passed=False)]), ("footage", [SimpleNamespace(passed=False)])):
+        failed = replace(verification, **{part: value})
+        assert not failed.passed
+    assert replace(verification, checks=[check(passed=False)]).to_json()["passed"] is False
+
+
+def test_backends_that_cannot_run_the_bundle_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Machine(monkeypatch, {"a:cpu": ("no graph", "no graph"), "b:npu": ("no device", "no device")})
+    with pytest.raises(UserError, match=r"none of the backends here \(a, b\) can run b"):
+        here.verify()
+    assert here.said == ["a:cpu: no graph", "a:cpu: no graph", "b:npu: no device", "b:npu: no device"]
+
+
+def test_engines_that_were_built_elsewhere_are_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, changes = Machine(monkeypatch, {"a:cpu": ("fp32", "fp32")}), {"score": 0.5}
+    plans = (SimpleNamespace(name="a GPU"), Path("b/engines"), "plans")
+    checks = [check("encoder"), check("chain")]
+    given: list[tuple[object, ...]] = []
+
+    def carried(bundle: Any, *others: object) -> tuple[str, list[Check]]:
+        given.append((bundle.model, *others))
+        return "plans", checks
+
+    monkeypatch.setattr(certificate, "wanting_a_check", lambda bundle: plans)
+    monkeypatch.setattr(certificate, "check_carried", carried)
+    said = "checking the engines in b/engines, which were built elsewhere, on a GPU"
+    found = [one.artifact for one in here.verify(changes=changes).checks]
+    assert found == ["encoder", "a:cpu in fp32"]  # what passed is marked, and checked where it is found then
+    assert given == [("the model", *plans, changes)]
+    assert here.said == [said, "checking a:cpu in fp32"]
+    checks[1] = check("chain", passed=False)
+    verification = here.verify()
+    assert [one.artifact for one in verification.checks] == ["encoder", "chain", "encoder", "a:cpu in fp32"]
+    assert not verification.passed
+
+    def broken(*_: object) -> None:
+        raise UserError("they do not load")
+
+    monkeypatch.setattr(certificate, "check_carried", broken)
+    here.said.clear()
+    assert [one.artifact for one in here.verify().checks] == ["encoder", "a:cpu in fp32"]
+    assert here.said == [said, "they do not load", "checking a:cpu in fp32"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cpu"),
+    [
+        ("processor : 0\nmodel name\t: Some CPU: 3 GHz \nmodel name\t: Another\n", "Some CPU: 3 GHz"),
+        ("Hardware : board\nModel : Raspberry Pi 5\n", "Raspberry Pi 5"),
+        ("processor : 0\n", "of the system"),
+        (None, "of the system"),
+    ],
+)
+def test_the_machine_is_named(monkeypatch: pytest.MonkeyPatch, text: str | None, cpu: str) -> None:
+    def read_text(path: Path, encoding: str) -> str:
+        assert (str(path), encoding) == ("/proc/cpuinfo", "utf-8")
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(certificate.Path, "read_text", read_text)
+    for name, value in (("processor", "of the system"), ("system", "Linux"), ("machine", "riscv64")):
+        monkeypatch.setattr(certificate.platform, name, lambda value=value: value)
+    assert certificate.machine() == {"system": "Linux", "architecture": "riscv64", "cpu": cpu}
+
+
+def test_a_stale_certificate_is_not_kept(bundle_copy: Path) -> None:
+    path, sha = bundle_copy / "certificate.json", Bundle.open(bundle_copy).sha256
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"stale": "relabelled"}))
+    verification = certificate.Verification("2026-01-01", "1", {}, [], [check()])
+    assert certificate.write(bundle_copy, verification, sha) == 1
+    found = json.loads(path.read_text())
+    expected = json.loads(json.dumps(verification.to_json()))
+    assert found == {"schema": 1, "bundle": sha, "runs": [expected]}
+
+
+def test_fifty_runs_are_kept(bundle_copy: Path) -> None:
+    sha = Bundle.open(bundle_copy).sha256
+    (bundle_copy / "certificate.json").unlink()
+    runs = [certificate.Verification(str(number), "1", {}, [], []) for number in range(51)]
+    assert [certificate.write(bundle_copy, run, sha) for run in runs] == [*range(1, 51), 50]
+    dates = [run["date"] for run in json.loads((bundle_copy / "certificate.json").read_text())["runs"]]
+    assert dates == [str(number) for number in range(1, 51)]

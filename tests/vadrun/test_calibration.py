@@ -68,7 +68,7 @@ def test_class_scores_share_the_anomaly_score_out() -> None:
 
 
 def test_class_scores_are_float64_whatever_the_model_gives() -> None:
-    anomaly, alignment = np.array([0.7], np.float32), np.array([[0.1, 0.6, 0.3]], np.float32)
+    anomaly, alignment = np.array([0.1], np.float32), np.array([[0.1, 0.6, 0.3]], np.float32)
     found = class_scores(anomaly, alignment)
     assert found.dtype == np.float64
     assert np.array_equal(found, class_scores(anomaly.astype(np.float64), alignment.astype(np.float64)))

@@ -144,7 +144,7 @@ def test_event_as_json() -> None:
         ({"threshold": 0.0}, "threshold is 0"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"threshold": float("nan")}, "threshold is nan"),
-        ({"threshold": 0.5, "release": 0.6}, "release threshold 0.6 is above"),
+        ({"threshold": 0.5, "release": 0.6}, "the release threshold 0.6 is above"),
         ({"min_length": -1.0}, "minimum length is -1 s"),
         ({"merge_gap": float("inf")}, "merge gap is inf s"),
     ],
@@ -167,3 +167,22 @@ def test_the_class_is_that_of_the_whole_event_not_of_its_last_snippet() -> None:
     classes = np.stack([FIGHT, FIGHT, BANG])
     (event,) = events([0.9, 0.9, 0.9], EventRule(min_length=0), classes)
     assert event.label == "fighting"
+
+
+def test_each_snippet_has_a_score_classes_and_a_span() -> None:
+    for lengths in ((2, 3, 3), (3, 2, 3), (3, 3, 2)):
+        scores, classes, times = np.zeros(lengths[0]), np.zeros((lengths[1], 3)), np.zeros((lengths[2], 2))
+        with pytest.raises(ValueError, match="argument"):
+            find_events(scores, classes, times, EventRule(), LABELS)
+
+
+def test_the_class_of_a_long_event_is_summed_in_float64() -> None:
+    rule = EventRule(threshold=0.5, release=0.5, min_length=0, merge_gap=0)
+    classes = np.array([[0.0, 0.75, 0.75], [0.0, 0.0, 1e-9]], np.float32)  # 0.75 + 1e-9 is 0.75 in float32
+    (event,) = events([0.9, 0.9], rule, classes)
+    assert event.label == "explosion"
+
+
+def test_a_refused_release_threshold_is_named() -> None:
+    with pytest.raises(UserError, match=r"^the release threshold is 0: give"):
+        EventRule(release=0.0)
