@@ -141,9 +141,13 @@ def npy(rng: Random, array: Any) -> bytes:
     array = np.array(array)
     if what < 0.8 and array.dtype.kind == "f" and array.size:
         flat = array.reshape(-1)
-        flat[rng.randrange(flat.size)] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
+        flat[rng.randrange(flat.size)] = rng.choice([np.nan, np.inf, -np.inf, np.finfo(array.dtype).max])
     elif what < 0.9:
-        array = array.astype(rng.choice(["f8", "f2", "i4", "u1", "?", "U"]) if array.dtype.kind != "U" else "S")
+        if array.dtype.kind == "U":
+            array = np.char.encode(array, "utf-8", "surrogatepass")
+        else:
+            with np.errstate(all="ignore"):
+                array = array.astype(rng.choice(["f8", "f2", "i4", "u1", "?", "U"]))
     elif array.ndim and len(array):
         array = rng.choice([array[:-1], array[..., None], array[:0], array.reshape(-1), np.concatenate([array, array])])
     return _npy(array)
