@@ -14,7 +14,7 @@ help:
 	@echo "make test   set up $(VENV), run ruff, mypy, import-linter and pytest"
 	@echo "make pythons   install the wheel on Python 3.10 to 3.13, and with the lowest versions; score the demo video"
 	@echo "make fuzz   10,000 damaged and hostile files to every reader (make test: 600 of them); FUZZ_SEED=N: others"
-	@echo "make mutants   small faults in nine modules: how many do their tests notice? MUTANTS='gate metrics': of these"
+	@echo "make mutants   small faults in the code: how many do its tests notice? MUTANTS='gate metrics': of these modules"
 	@echo "make clean  remove what the demo made and the tools' caches; $(VENV) stays"
 
 # PyTorch comes from the package index with its CUDA libraries (about 5 GB); where another index has a build
