@@ -67,7 +67,7 @@ def parse_limits(text: str, *, labelled: bool = True) -> dict[str, float]:
     """``cosine=0.99,score=0.05`` as :data:`Changes`; without ``labelled`` footage there is no AUC to limit.
 
     Raises:
-        UserError: an unknown limit, no finite number, or one that nothing would be held to.
+        UserError: an unknown limit, no finite number, or one that nothing would be held to or could reach.
     """
     known = [entry.name for entry in fields(Limits)]
     found = {}
@@ -79,6 +79,8 @@ def parse_limits(text: str, *, labelled: bool = True) -> dict[str, float]:
             number = float("nan")
         if name not in known or not 0 <= number < math.inf:
             raise UserError(f"--limits has {part!r}: give NAME=NUMBER with names out of {', '.join(known)}")
+        if name == "cosine" and number > 1:
+            raise UserError(f"--limits has {part!r}, but no cosine is above 1: give a number from 0 to 1")
         if name == "auc" and not labelled:
             raise UserError(
                 f"--limits has {part!r}, which takes labelled footage: give it to vadexport verify with --videos and "

@@ -174,7 +174,12 @@ def _run(arguments: argparse.Namespace) -> int:
     calibration = None if arguments.calibration is None else Calibration.read(arguments.calibration)
     gate = _gate(arguments, calibration)
     rule = _rule(arguments, calibration)
-    sources = named_videos(arguments.source)
+    refused: list[UserError] = []
+    sources = named_videos(arguments.source, refused)
+    if not sources:
+        for error in refused[:-1]:
+            tell(f"vadrun: {error}")
+        raise refused[-1]
     engine = Engine.load(
         arguments.engine,
         arguments.backend,
@@ -191,7 +196,8 @@ def _run(arguments: argparse.Namespace) -> int:
         _remark(arguments, f"{arguments.engine} on {engine.description}: {engine.why}")
         if engine.remark is not None:
             _remark(arguments, engine.remark)
-        return _run_all(arguments, engine, rule, list(zip(sources, targets, strict=True)), gate, calibration)
+        jobs = list(zip(sources, targets, strict=True))
+        return _run_all(arguments, engine, rule, jobs, refused, gate, calibration)
 
 
 def _gate(arguments: argparse.Namespace, calibration: Calibration | None) -> GateRule | None:
@@ -250,6 +256,7 @@ def _run_all(
     engine: Engine,
     rule: EventRule | Calibration,
     jobs: list[tuple[Path, Place | None]],
+    refused: list[UserError],
     gate: GateRule | None,
     calibration: Calibration | None,
 ) -> int:
@@ -258,7 +265,7 @@ def _run_all(
     from vadrun.sinks import ResultFolders
 
     sources = [source for source, _ in jobs]
-    report = Report(sources, calibration, arguments.out, as_json=arguments.json, quiet=arguments.quiet)
+    report = Report(sources, refused, calibration, arguments.out, as_json=arguments.json, quiet=arguments.quiet)
     versions = _versions(engine)
     progress = FilesProgress([source.name for source in sources], enabled=not arguments.quiet)
     with ExitStack() as stack:

@@ -57,9 +57,12 @@ def run_command(program: str, main: Callable[[], int], *, keeps: bool = False) -
 
 def _ended(program: str, error: BaseException) -> int:
     """Say why a command ends; returns its exit code."""
-    if isinstance(error, KeyboardInterrupt):
+    number = interrupts.raised()
+    if isinstance(error, KeyboardInterrupt) or number == signal.SIGINT:
         tell(f"\n{program}: interrupted, nothing half-written was left")
         return 128 + signal.SIGINT
+    if number is not None:
+        return 128 + number  # whatever a library made of the signal
     if isinstance(error, ReaderGone):
         return 128 + signal.SIGPIPE  # the reader of our output has gone; say nothing more
     if isinstance(error, UserError) and not isinstance(error, InternalError):

@@ -86,26 +86,38 @@ def _leads_nowhere_known(path: Path) -> bool:
         return False
 
 
-def named_videos(paths: Sequence[Path]) -> list[Path]:
+def named_videos(paths: Sequence[Path], refused: list[UserError] | None = None) -> list[Path]:
     """What a command line names: files as they are, folders as the videos in them; nothing twice.
+
+    Args:
+        paths: what was named.
+        refused: takes the errors, so that one wrong name does not cost the others. Without it the first is raised.
 
     Raises:
         UserError: a path that does not exist or is an address, or a folder without videos.
     """
     found: list[Path] = []
-    for path in paths:
-        if os.path.isdir(path):
-            videos = find_videos(path)
-            if not videos:
-                raise UserError(f"{path} holds no video files: name a folder that does, or the files themselves")
-            found += videos
-            continue
+    for path in dict.fromkeys(paths):
         try:
-            path.stat()
-        except OSError as error:
-            raise why_unreadable(path, error) from None
-        found.append(path)
+            found += _videos_of(path)
+        except UserError as error:
+            if refused is None:
+                raise
+            refused.append(error)
     return list(dict.fromkeys(found))
+
+
+def _videos_of(path: Path) -> list[Path]:
+    if os.path.isdir(path):
+        videos = find_videos(path)
+        if not videos:
+            raise UserError(f"{path} holds no video files: name a folder that does, or the files themselves")
+        return videos
+    try:
+        path.stat()
+    except OSError as error:
+        raise why_unreadable(path, error) from None
+    return [path]
 
 
 def check_regular(path: Path) -> None:

@@ -34,6 +34,7 @@ class _State:
     depth = 0  # of blocks that must not be interrupted
     waiting: int | None = None  # the signal that came meanwhile
     first: float | None = None  # when the first one came
+    raised: int | None = None  # the signal that was raised as an exception in this command
     code: int | None = None  # the exit code of a process that leaves threads behind
     woken: tuple[int, int] | None = None  # a pipe on which signals are told to a thread of ours
 
@@ -44,7 +45,7 @@ def answered() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _State.waiting = _State.first = None
+    _State.waiting = _State.first = _State.raised = None
     before: dict[int, Any] = {}
     for number in _NUMBERS:
         before[number] = signal.getsignal(number)
@@ -73,10 +74,20 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int) -> None:
+    _State.raised = number
     _State.code = 128 + number
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
+
+
+def raised() -> int | None:
+    """The signal that was raised in this command, if there was one.
+
+    A library may replace the exception by one of its own. A module in C++ makes an ``ImportError`` of a Ctrl-C that
+    comes while it is imported.
+    """
+    return _State.raised
 
 
 @contextmanager

@@ -21,6 +21,7 @@ class Report:
 
     Args:
         sources: the videos.
+        refused: why other names are no videos; said at once.
         calibration: what they were judged by, if it was one.
         out: the folder of all results, if they are kept.
         as_json: one document of all of them at the end.
@@ -30,6 +31,7 @@ class Report:
     def __init__(
         self,
         sources: Sequence[Path],
+        refused: Sequence[UserError],
         calibration: Calibration | None,
         out: Path | None,
         *,
@@ -41,8 +43,11 @@ class Report:
         self._waiting: dict[int, tuple[VideoResult | UserError, dict[str, Any], Path | None]] = {}
         self._next = 0
         self._documents: list[dict[str, Any]] = []
-        self._failed: list[str] = []
-        self._code = 0
+        self._failed = [str(error) for error in refused]
+        self._named = len(sources) + len(refused)
+        self._code = BAD_INPUT if refused else 0
+        for text in self._failed:
+            tell(f"vadrun: {text}")
 
     def add(
         self, number: int, outcome: VideoResult | UserError, document: dict[str, Any], where: Path | None = None
@@ -88,8 +93,8 @@ class Report:
             print(json_text({"videos": self._documents, "errors": self._failed}))
         elif self._out is not None and self._documents:
             print(f"results in {self._out}")
-        if self._failed and len(self._sources) > 1:
-            tell(f"vadrun: {len(self._failed)} of {len(self._sources)} videos have no results")
+        if self._failed and self._named > 1:
+            tell(f"vadrun: {len(self._failed)} of {self._named} videos have no results")
         return self._code
 
     def _remark(self, text: str) -> None:

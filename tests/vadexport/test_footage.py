@@ -100,6 +100,9 @@ def test_limits() -> None:
     for text in ("cosin=1", "cosine", "cosine=x", "score=-1", "score=nan", "lost=inf", "cosine=1e999"):
         with pytest.raises(UserError, match="give NAME=NUMBER"):
             parse_limits(text)
+    assert parse_limits("cosine=1,score=2") == {"cosine": 1, "score": 2}
+    with pytest.raises(UserError, match=r"has 'cosine=1\.01', but no cosine is above 1: give a number from 0 to 1"):
+        parse_limits("cosine=1.01")
 
 
 def test_the_head_is_held_to_tighter_limits_and_never_to_looser_ones(bundle_copy: Path, capsys: Printed) -> None:

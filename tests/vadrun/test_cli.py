@@ -493,3 +493,25 @@ def test_a_stale_certificate_is_remarked_on(bundle_copy: Path, clip: Path, tmp_p
     assert said in capsys.readouterr().err
     (result,) = (tmp_path / "out").rglob("result.json")
     assert said in json.loads(result.read_text())["bundle"]["remark"]
+
+
+def test_a_wrong_name_costs_no_other_video_its_results(
+    engine: str, clip: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    (tmp_path / "empty").mkdir()
+    wrong = [tmp_path / "nothing.mp4", tmp_path / "empty", "rtsp://admin:secret@door/1"]
+    assert run(engine, *wrong, clip, "--out", tmp_path / "out", "--json") == 2
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert [Path(video["results"]) for video in document["videos"]] == [tmp_path / "out" / "door"]
+    assert (tmp_path / "out" / "door" / "scores.csv").exists()
+    for number, part in enumerate(["nothing.mp4 does not exist", "holds no video files", "is an address"]):
+        assert part in document["errors"][number] and f"vadrun: {document['errors'][number]}\n" in printed.err
+    assert "secret" not in printed.out + printed.err
+    assert printed.err.endswith("vadrun: 3 of 4 videos have no results\n")
+
+
+def test_wrong_names_alone_are_all_told(tmp_path: Path, capsys: Printed) -> None:
+    assert run(str(tmp_path / "nowhere"), tmp_path / "a.mp4", tmp_path / "b.mp4") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in told] == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]

@@ -3,8 +3,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,22 @@ def test_a_line_that_cannot_be_told_is_no_error(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sys, "stderr", Closed())
     tell("x")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_turns_into_another_error_ends_a_command_all_the_same(
+    capsys: Printed, number: signal.Signals
+) -> None:
+    """A module in C++ makes an ImportError of a Ctrl-C that comes while it is imported."""
+
+    def body() -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
+        return 0
+
+    assert run_command("test", body) == 128 + number
+    assert "internal error" not in capsys.readouterr().err
+    assert ended(UserError("x is wrong: change it")) == BAD_INPUT  # the next command knows nothing of it

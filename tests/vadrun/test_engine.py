@@ -128,6 +128,8 @@ def test_no_backend_at_all(bundles: dict[str, Path], monkeypatch: pytest.MonkeyP
         ),
         ({"backend": "openvino:cuda"}, "there is no backend 'openvino:cuda'"),
         ({"precision": "int4"}, "there is no precision 'int4'"),
+        ({"precision": "int8"}, "has no int8 encoder, only fp32: leave out --precision, or make one with vadexport"),
+        ({"precision": "int8", "backend": "onnxruntime:cuda"}, "has no int8 encoder, only fp32"),
         ({"backend": "onnxruntime:cpu", "precision": "fp16"}, "does not compute in fp16 on cpu"),
         ({"batch": 0}, "the batch is 0"),
         ({"threads": 0}, "the number of threads is 0"),

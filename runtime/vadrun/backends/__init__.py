@@ -135,6 +135,12 @@ def load(bundle: Bundle, name: str, options: Options, *, refuse_wrong: bool = Tr
         raise UserError(f"there is no backend {name!r}: take one of {known}")
     if options.precision not in PRECISIONS:
         raise UserError(f"there is no precision {options.precision!r}: take one of {', '.join(PRECISIONS)}")
+    held = bundle.encoder_precisions
+    if options.precision == "int8" and "int8" not in held:
+        raise UserError(
+            f"{bundle.root} has no int8 encoder, only {' and '.join(sorted(held))}: leave out --precision, or make one"
+            " with vadexport build --precision int8"
+        )
     passed_over: list[str] = []
     slow_int8 = options.precision in ("auto", "int8") and "int8" in bundle.encoder_precisions and not multiplies_int8()
     if wanted == "auto" and slow_int8:
