@@ -189,7 +189,8 @@ def _alarms(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if not arguments.json:
-        print(f"calibration in {arguments.out}; next: vadrun VIDEO --engine {arguments.engine} --calibration FILE")
+        out = arguments.out
+        print(f"calibration in {out}; next: vadrun VIDEO --engine {arguments.engine} --calibration {out}")
     return 0
 
 
@@ -223,7 +224,8 @@ def _gate(arguments: argparse.Namespace) -> int:
         print(json_text(value))
         return 0
     print(document.gate_summary(value[document.GATE]))
-    print(f"gate in {arguments.out}; next: vadrun VIDEO --engine {arguments.engine} --calibration FILE --gate")
+    out = arguments.out
+    print(f"gate in {out}; next: vadrun VIDEO --engine {arguments.engine} --calibration {out} --gate")
     return 0
 
 

@@ -166,6 +166,8 @@ def write(root: Path, verification: Verification, bundle_sha256: str) -> int:
         kept = old["runs"] if old is not None and old["bundle"] == bundle_sha256 and "stale" not in old else []
         runs = [*kept, verification.to_json()][-MOST_RUNS:]
         with writing(path):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                path.unlink()  # a pipe would be waited for, and a device would keep nothing
             write_json(path, {"schema": SCHEMA, "bundle": bundle_sha256, "runs": runs})
     return len(runs)
 

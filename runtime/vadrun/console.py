@@ -27,8 +27,8 @@ CRASHED = 70  # a fault of the program itself; EX_SOFTWARE of sysexits.h
 TRACEBACK = "VADCLIP_TRACEBACK"  # an environment variable: print where a crash was
 
 CODES = f"""\
-exit codes: 0 done; 1 done, but an input was damaged or a check failed; 2 an input cannot be used, or room or memory
-lacks; {CRASHED} a fault of the program ({TRACEBACK}=1 prints where); 129, 130, 143 ended by a signal.
+exit codes: 0 done; 1 done, but an input was damaged or a check failed; 2 an input cannot be used, or disk space or
+memory is short; {CRASHED} a fault of the program ({TRACEBACK}=1 prints where); 129, 130, 143 ended by a signal.
 """
 
 

@@ -145,8 +145,6 @@ def check_place(folder: Path, *, replace: bool, marks: Sequence[str], others: Se
     """
     if not folder.exists():
         return
-    if not replace:
-        raise UserError(f"{folder} exists already: give --force to replace it, or another --out")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder to --out")
     held = sorted(path.name for path in folder.iterdir())
@@ -158,6 +156,8 @@ def check_place(folder: Path, *, replace: bool, marks: Sequence[str], others: Se
                 f"{folder} holds {name}, which is no part of {kind} and would be lost: move it away, or give another "
                 "--out"
             )
+    if not replace:  # last, so that nobody is sent to --force in vain
+        raise UserError(f"{folder} exists already: give --force to replace it, or another --out")
 
 
 @contextmanager

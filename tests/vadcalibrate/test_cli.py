@@ -51,6 +51,7 @@ def test_from_videos_to_a_report(bundles: dict[str, Path], recordings: Path, tmp
     assert alarms(bundle, out, "--normal", clip, *rate, *options) == 0
     printed = capsys.readouterr().out
     assert label in printed and "a day with 95% confidence" in printed and "of 2" in printed
+    assert f"calibration in {out}; next: vadrun VIDEO --engine {bundle} --calibration {out}\n" in printed
     calibration = Calibration.read(out)
     calibration.check(Bundle.open(bundle))
     assert calibration.camera == "gate" and calibration.probabilities is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -134,6 +135,19 @@ def test_a_bundle_that_was_changed_meanwhile_is_not_certified(bundle_copy: Path)
 def test_an_unreadable_certificate_is_replaced(bundle_copy: Path, content: str) -> None:
     (bundle_copy / "certificate.json").write_text(content)
     assert certificate.write(bundle_copy, certificate.verify(bundle_copy), Bundle.open(bundle_copy).sha256) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX")
+def test_a_pipe_in_the_place_of_a_certificate_is_replaced(bundle_copy: Path) -> None:
+    path = bundle_copy / "certificate.json"
+    path.unlink()
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDWR)  # so that writing to it does not wait for ever
+    try:
+        assert certificate.write(bundle_copy, certificate.verify(bundle_copy), Bundle.open(bundle_copy).sha256) == 1
+    finally:
+        os.close(reading)
+    assert path.is_file() and len(json.loads(path.read_text())["runs"]) == 1
 
 
 def test_a_certificate_of_another_bundle_is_not_kept(bundle_copy: Path) -> None:

@@ -150,8 +150,9 @@ def test_force_replaces_what_is_of_its_kind_and_nothing_else(tmp_path: Path) -> 
     (tmp_path / "x").mkdir()
     check()
     (tmp_path / "x" / "a.onnx").touch()
-    with pytest.raises(UserError, match="is not a bundle and not empty"):
-        check()
+    for replace in (True, False):  # without --force nobody is sent to it in vain
+        with pytest.raises(UserError, match="is not a bundle and not empty"):
+            check(replace)
     (tmp_path / "x" / "m.json").touch()
     (tmp_path / "x" / "more").mkdir()
     (tmp_path / "x" / ".DS_Store").touch()
