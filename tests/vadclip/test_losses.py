@@ -98,3 +98,20 @@ def test_both_branches_take_the_divisor() -> None:
     torch.testing.assert_close(losses.bce, classification_loss(logits, targets, lengths, 2))
     torch.testing.assert_close(losses.nce, alignment_loss(alignment, targets, lengths, 2))
     assert losses.bce.item() != pytest.approx(classification_loss(logits, targets, lengths).item())
+    assert losses.nce.item() != pytest.approx(alignment_loss(alignment, targets, lengths).item())
+
+
+def test_the_form_of_the_contrast_is_the_callers() -> None:
+    text = torch.randn(4, 3)
+    for form in ("mean-abs", "sum-positive"):
+        losses = vadclip_losses(
+            torch.zeros(2, 8),
+            torch.zeros(2, 8, 4),
+            text,
+            torch.eye(4)[:2],
+            torch.tensor([8, 5]),
+            contrast_weight=0.5,
+            contrast=form,
+        )
+        assert losses.contrast.item() == pytest.approx(0.5 * contrastive_loss(text, form).item())
+    assert contrastive_loss(text).item() != pytest.approx(contrastive_loss(text, "sum-positive").item())

@@ -167,10 +167,12 @@ def test_what_is_not_finite_fails_as_the_largest_difference(bad: float) -> None:
     encoder, head, chain = check_engine(Told(probe, features=broken, logits=None, alignment=None))
     assert (encoder.cosine_min, encoder.passed, head.passed) == (-1.0, False, True)
     assert (chain.score_max, chain.score_mean, chain.events_lost, chain.passed) == (1.0, 1.0, None, False)
-    broken = probe.track_alignment.copy()
-    broken[0, 0] = np.nan
-    encoder, head, chain = check_engine(Told(probe, track_alignment=broken))
-    assert (head.score_max, head.passed, chain.passed) == (1.0, False, True)
+    for name in ("track_logits", "track_alignment"):
+        broken = getattr(probe, name).copy()
+        broken[0] = np.nan
+        encoder, head, chain = check_engine(Told(probe, **{name: broken}))
+        assert (head.score_max, head.score_mean, head.events_lost, head.passed) == (1.0, 1.0, None, False)
+        assert chain.passed
 
 
 def test_values_at_their_limits_pass() -> None:
