@@ -58,7 +58,7 @@ def test_what_is_no_file_of_events(make_footage: Make, tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text("name,what\n")
     with pytest.raises(UserError, match="does not have the columns video,label,start,end"):
         read_events(tmp_path / "e.csv", clips, LABELS)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         read_events(tmp_path / "none.csv", clips, LABELS)
     with pytest.raises(UserError, match="two labelled clips are called 'a'"):
         read_events(events_file(tmp_path, "a,fight,0,30"), clips * 2, LABELS)

@@ -151,7 +151,7 @@ def test_counts_refused(tmp_path: Path, text: str, expected: str) -> None:
 
 @pytest.mark.parametrize("read", [read_annotations, read_counts])
 def test_files_that_are_no_text(read: Callable[[Path], Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "nothing")
     (tmp_path / "video.mp4").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match="is not UTF-8 text"):

@@ -138,7 +138,7 @@ def test_a_bundle_runs_in_int8(int8_bundle: Path, bundles: dict[str, Path], rang
     assert 0.99 < cosine.min() < 1 - 1e-7
     with pytest.raises(UserError, match="finds no"):
         Engine.load(int8_bundle, backend, precision="fp32")
-    with pytest.raises(UserError, match="finds no"):
+    with pytest.raises(UserError, match="has no int8 encoder, only fp32"):
         Engine.load(bundles["ucf"], backend, precision="int8")
 
 
