@@ -92,7 +92,7 @@ def test_places_that_cannot_be_used(ucf: Golden, tmp_path: Path, capsys: pytest.
     (tmp_path / "file").touch()
     build = ["build", "--checkpoint", ucf.checkpoint, "--dataset", "ucf", "--out"]
     assert "cannot write to" in fails(capsys, *build, tmp_path / "file" / "b")
-    assert "exists already" in fails(capsys, *build, tmp_path)
+    assert "is not a bundle and not empty, so it is not replaced" in fails(capsys, *build, tmp_path)
     assert "is not a bundle" in fails(capsys, "inspect", tmp_path)
     assert "does not exist" in fails(capsys, "verify", tmp_path / "nowhere")
 
