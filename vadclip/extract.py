@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vadclip.features import count_snippets
 from vadclip.frames import check_rate, footage_name, open_footage
 from vadclip.sidecar import SIDECAR, image_settings, read_sidecar
+from vadclip.tables import read_text
 from vadrun.errors import UserError
 from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
@@ -161,8 +162,8 @@ def check_list(path: Path, source: Path) -> None:
             f"the list of features would take the place of {source}, the list of videos: give another --out"
         )
     try:
-        header, *rows = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+        header, *rows = read_text(path, "a list of features").splitlines()
+    except (UserError, ValueError):  # ValueError: it is empty
         header, rows = "", []
     if header != "path,label" or not all(re.match(r'"?[^/\\]+__\d\.npy"?,', row) for row in rows):
         raise UserError(f"{path} is in the way of the list of features and is no such list: give another --out")

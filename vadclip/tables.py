@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vadrun.errors import UserError
+from vadrun.schema import Where, read_file
+
+MOST_BYTES = 256 << 20
+"""Of a list, a table or an annotation file."""
 
 DELIMITERS = (",", ";", "\t")
 
@@ -23,12 +27,10 @@ def read_text(path: Path, what: str) -> str:
         what: what it should be, for the message: "a CSV file of path,label".
 
     Raises:
-        UserError: it cannot be read or is no UTF-8 text.
+        UserError: it is no regular file, cannot be read, has more than :data:`MOST_BYTES`, or is no UTF-8 text.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name {what}") from error
+        return read_file(path, Where(path, f"name {what}"), most=MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: name {what}, saved as UTF-8") from error
 

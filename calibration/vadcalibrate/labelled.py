@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from vadcalibrate.alarms import Floats, Thresholds, Track, at_level, levels
 from vadcalibrate.footage import Footage
 from vadrun.errors import UserError
 from vadrun.events import EventRule
+from vadrun.schema import Where, read_file
 
 COLUMNS = ("video", "label", "start", "end")
+_MOST_BYTES = 64 << 20  # of the file of events
 _RELEASE = 0.8  # share of the threshold, where no event was labelled
 _RELEASES = (0.3, 0.9)
 _LENGTH = 1.0  # seconds, where no event was labelled
@@ -51,14 +54,12 @@ def read_events(
         UserError: the file does not read, names a class that the bundle lacks, tells of none of the clips, or an event
             lies beyond the end of its clip.
     """
+    raw = read_file(path, Where(path, "name a file of events"), most=_MOST_BYTES)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(f"{path} does not have the columns {','.join(COLUMNS)}: name a file of events")
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a file of events") from error
+        reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""))
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{path} does not have the columns {','.join(COLUMNS)}: name a file of events")
+        rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no CSV file ({error}): name a file of events") from error
     clips: dict[str, int] = {}
