@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from vadclip import evaluate_command, features_command, train_command
-from vadrun.console import BAD_INPUT, CODES, DAMAGED, ProgressLine, clock, run_command, version
+from vadrun.console import CODES, DAMAGED, ProgressLine, clock, failure, run_command, tell, version
 from vadrun.errors import UserError
 
 
@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
     e = commands.add_parser(
         "extract",
         help="videos -> feature files",
-        description="Write one feature file per video and crop; run again to go on where it stopped.",
+        description="Write one feature file per video and crop; run again to go on where it stopped. A video that "
+        "cannot be read does not stop the others; the exit code is 2 then.",
     )
     e.add_argument(
         "source",
@@ -138,11 +139,16 @@ def _extract(arguments: argparse.Namespace) -> int:
     for path, rows in lists.items():
         named = write_list(arguments.out / path.name, rows, options.crops)
         print(f"list of {named} of {len(rows)} videos in {arguments.out / path.name}")
-    for sentence in (*report.remarks, *report.damaged, *report.failed):
-        print(f"vadclip: {sentence}", file=sys.stderr)
-    if report.failed and not report.written + report.kept:
-        return BAD_INPUT
-    return DAMAGED if report.failed or report.damaged else 0
+    for sentence in (*report.remarks, *report.damaged):
+        tell(f"vadclip: {sentence}")
+    code = DAMAGED if report.damaged else 0
+    for video, error in report.failed.items():
+        sentence, its = failure(video, error)
+        tell(f"vadclip: {sentence}")
+        code = max(code, its)
+    if report.failed:
+        tell(f"vadclip: {len(report.failed)} of {len(videos)} videos have no features")
+    return code
 
 
 class _ExtractProgress:

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from vadclip.features import count_snippets
 from vadclip.frames import check_rate, footage_name, open_footage
 from vadclip.sidecar import SIDECAR, image_settings, read_sidecar
+from vadclip.tables import read_text
 from vadrun.errors import UserError
 from vadrun.files import sha256, write_bytes, write_csv, write_json, writing
+from vadrun.pipeline import as_outcome
 from vadrun.preprocessing import TEN_CROPS, Preprocessing
 from vadrun.sampling import Sampling
 from vadrun.schema import Maybe, Record, Table, Text, Whole, load_json
@@ -82,7 +84,7 @@ class Report:
     written: int = 0
     kept: int = 0  # whole before
     damaged: list[str] = field(default_factory=list)  # sentences; their features go as far as the video does
-    failed: list[str] = field(default_factory=list)  # sentences
+    failed: dict[Path, UserError] = field(default_factory=dict)  # those without features
     remarks: list[str] = field(default_factory=list)  # sentences on sound videos
 
 
@@ -103,7 +105,7 @@ def extract(
         progress: told the video, the seconds of it that are done, and its length.
 
     Returns:
-        The report; a video that cannot be read is listed there and does not stop the others.
+        The report; a video that cannot be read, whatever the error, is listed there and does not stop the others.
 
     Raises:
         UserError: the folder holds features that were made otherwise, or two videos have one name.
@@ -130,8 +132,8 @@ def extract(
             continue
         try:
             features, damage, remarks = _features(video, encoder, options, preprocessing, progress)
-        except UserError as error:
-            report.failed.append(str(error))
+        except Exception as error:  # whatever is wrong with this video or our reading of it must not cost the others
+            report.failed[video] = as_outcome(video, error)
             continue
         if damage is not None:
             # Before the features: what is written if the disk is full in between must not pass for a whole video.
@@ -161,8 +163,8 @@ def check_list(path: Path, source: Path) -> None:
             f"the list of features would take the place of {source}, the list of videos: give another --out"
         )
     try:
-        header, *rows = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+        header, *rows = read_text(path, "a list of features").splitlines()
+    except (UserError, ValueError):  # ValueError: it is empty
         header, rows = "", []
     if header != "path,label" or not all(re.match(r'"?[^/\\]+__\d\.npy"?,', row) for row in rows):
         raise UserError(f"{path} is in the way of the list of features and is no such list: give another --out")

@@ -21,6 +21,7 @@ from vadrun.inputs import EXTENSIONS, find_videos, named_videos
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.pyav import open_input
 from vadrun.sampling import Sampler, Sampling
+from vadrun.schema import Where, read_file
 from vadrun.sources import pick_stream
 from vadrun.video import Snippet, Video
 
@@ -140,9 +141,7 @@ class FrameFolder:
 def decode_image(path: Path) -> av.VideoFrame | None:
     """The picture in an image file; None where there is none that decodes."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return None
-        data = path.read_bytes()
+        data = read_file(path, Where(path, "copy it again"), most=_MOST_BYTES)
         kind = next((kind for magic, kind in _FORMATS if data.startswith(magic)), None)
         if kind is None:
             return None
@@ -150,7 +149,7 @@ def decode_image(path: Path) -> av.VideoFrame | None:
         with open_input(io.BytesIO(data), format=kind) as container:
             for frame in container.decode(pick_stream(container, path)):
                 return None if frame.is_corrupt else frame
-    except (UserError, av.FFmpegError, OSError, ValueError, IndexError):  # UserError: it is too large
+    except (UserError, av.FFmpegError, OSError, ValueError, IndexError):  # UserError: it is no file, or is too large
         return None
     return None
 

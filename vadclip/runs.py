@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vadrun.errors import UserError
+from vadrun.errors import UserError, lacks_memory
 from vadrun.files import whole_file
+from vadrun.schema import (
+    MOST_BYTES,
+    Anything,
+    Flag,
+    List,
+    Maybe,
+    Misfit,
+    Number,
+    Record,
+    Table,
+    Text,
+    Where,
+    Whole,
+    open_file,
+    parse_json,
+    validate,
+)
 
 LOG = ("epoch", "batch", "rows", "lr", "loss_bce", "loss_nce", "loss_cts", "score", "best", "seconds")
 """The columns of ``log.csv``. Losses are means since the row before; ``score`` is empty where nothing was scored."""
@@ -65,6 +84,66 @@ class RunState:
         return bce, nce
 
 
+class _IsTensor:
+    """A tensor of any shape."""
+
+    def check(self, value: Any, key: str) -> None:
+        if not isinstance(value, Tensor):
+            raise Misfit(key, value, "a tensor")
+
+
+class _IsRow:
+    """A row of :data:`LOG`: numbers, and empty texts for the scores that there are not."""
+
+    def check(self, value: Any, key: str) -> None:
+        List(Anything(), len(LOG), len(LOG)).check(value, key)
+        for name, cell in zip(LOG, value, strict=True):
+            whole = name in ("epoch", "batch", "rows")
+            if not (name in ("score", "best") and cell == ""):
+                (Whole() if whole else Number()).check(cell, f"{key}.{name}")
+
+
+_WEIGHTS = Table(_IsTensor(), key=Text(plain=False))
+_CONTENT = Record(
+    {
+        "format": Whole(_FORMAT, _FORMAT),
+        "run": Text(most=MOST_BYTES, plain=False),
+        "state": Record(
+            {
+                "epoch": Whole(),
+                "batch": Whole(),
+                "best": Maybe(Number()),
+                "best_epoch": Whole(-1),
+                "best_batch": Whole(),
+                "evaluated": Flag(),
+                "sums": List(Number(), 4, 4),
+                "rows": Whole(),
+                "seconds": Number(0),
+                "log": List(_IsRow()),
+            }
+        ),
+        "weights": _WEIGHTS,
+        "best": _WEIGHTS,
+        "optimizer": Record(others=Anything()),
+    }
+)
+
+
+@contextmanager
+def reading_state(path: Path) -> Iterator[None]:
+    """Say that ``path`` is damaged, whatever error that causes; a lack of memory stays what it is.
+
+    Raises:
+        UserError: the body has failed.
+    """
+    try:
+        yield
+    except Exception as error:  # a damaged file can fail anywhere in the reader, and where its values are used
+        if lacks_memory(error):
+            raise
+        raise UserError(f"{path} is damaged ({type(error).__name__}): remove it to begin again") from error
+
+
 class RunFolder:
     """The files of a run.
 
@@ -105,18 +184,22 @@ class RunFolder:
             UserError: the state is damaged, or of a run with other settings; the sentence says which differ.
         """
         path = self.out / "state.pt"
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
-        try:
-            content = torch.load(path, map_location=device, weights_only=True)
-            told = dict(json.loads(content["run"]))
-            state = RunState(**content["state"])
-            found = {name: content[name] for name in ("weights", "best", "optimizer")}
-        except Exception as error:  # a damaged file can fail anywhere in the reader
-            raise UserError(f"{path} is damaged ({type(error).__name__}): remove it to begin again") from error
+        where = Where(path, "remove it to begin again")
+        with open_file(path, where) as stream, reading_state(path):
+            content = torch.load(stream, map_location=device, weights_only=True)
+        validate(content, _CONTENT, where)
+        told = validate(parse_json(content["run"], where), Record(others=Anything()), where)
+        state = RunState(**content["state"])
+        if bool(content["best"]) != (state.best is not None):
+            raise where.error("it has a best score without its weights, or weights without their score")
+        found = {name: content[name] for name in ("weights", "best", "optimizer")}
         if differing := differences(told, self._told):
-            epochs = told.get("recipe", {}).get("epochs", self._epochs)
-            kind = "a finished run" if state.epoch >= epochs else "a run"
+            recipe = told.get("recipe")
+            epochs = recipe.get("epochs") if isinstance(recipe, dict) else None
+            finished = state.epoch >= (epochs if isinstance(epochs, int) else self._epochs)
+            kind = "a finished run" if finished else "a run"
             more = len(differing) - _SHOWN
             said = "; ".join(differing[:_SHOWN]) + (f"; {more} more" if more > 0 else "")
             raise UserError(

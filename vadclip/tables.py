@@ -10,8 +10,10 @@ from pathlib import Path
 from vadrun.errors import UserError
 from vadrun.schema import Where, read_file
 
+MOST_BYTES = 256 << 20
+"""Of a list, a table or an annotation file."""
+
 DELIMITERS = (",", ";", "\t")
-_MOST_BYTES = 64 << 20  # a list of a million rows
 
 Rows = list[tuple[int, dict[str, str]]]
 """Line number and cells by column name, of every row that is not blank."""
@@ -25,10 +27,10 @@ def read_text(path: Path, what: str) -> str:
         what: what it should be, for the message: "a CSV file of path,label".
 
     Raises:
-        UserError: it is no regular file, cannot be read, is too large or is no UTF-8 text.
+        UserError: it is no regular file, cannot be read, has more than :data:`MOST_BYTES`, or is no UTF-8 text.
     """
     try:
-        return read_file(path, Where(path, f"name {what}"), most=_MOST_BYTES).decode("utf-8-sig")
+        return read_file(path, Where(path, f"name {what}"), most=MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: name {what}, saved as UTF-8") from error
 

@@ -22,7 +22,7 @@ from vadclip.model import VadCLIP
 from vadclip.outlook import hindsight
 from vadclip.ranks import Ranks
 from vadclip.recipes import Recipe
-from vadclip.runs import LOG, RunFolder, RunState
+from vadclip.runs import LOG, RunFolder, RunState, reading_state
 from vadclip.selection import Scorer
 from vadrun.errors import UserError
 
@@ -221,11 +221,13 @@ class Trainer:
         found = self._folder.load(self._device)
         if found is None:
             return
-        self._state, content = found
-        self._load(content["weights"])
-        self._best = content["best"]
-        self._optimizer.load_state_dict(content["optimizer"])
-        state = self._state
+        state, content = found
+        with reading_state(self._folder.out / "state.pt"):
+            if content["best"]:
+                self._load(content["best"])  # only to see that they fit
+            self._load(content["weights"])
+            self._optimizer.load_state_dict(content["optimizer"])
+        self._state, self._best = state, content["best"]
         if state.epoch >= self._recipe.epochs:
             self._say(f"the run in {self._folder.out} is finished: nothing is left to train")
         else:

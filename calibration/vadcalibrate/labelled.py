@@ -19,6 +19,7 @@ from vadrun.events import EventRule
 from vadrun.schema import Where, read_file
 
 COLUMNS = ("video", "label", "start", "end")
+_MOST_BYTES = 64 << 20  # of the file of events
 _RELEASE = 0.8  # share of the threshold, where no event was labelled
 _RELEASES = (0.3, 0.9)
 _LENGTH = 1.0  # seconds, where no event was labelled
@@ -53,9 +54,9 @@ def read_events(
         UserError: the file does not read, names a class that the bundle lacks, tells of none of the clips, or an event
             lies beyond the end of its clip.
     """
+    raw = read_file(path, Where(path, "name a file of events"), most=_MOST_BYTES)
     try:
-        text = read_file(path, Where(path, "name a file of events")).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""))
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UserError(f"{path} does not have the columns {','.join(COLUMNS)}: name a file of events")
         rows = [(reader.line_num, row) for row in reader]

@@ -100,6 +100,13 @@ def crash(error: BaseException) -> str:
     return f"{text.rstrip(': ')}; please report it with what {TRACEBACK}=1 prints"
 
 
+def failure(source: object, error: UserError) -> tuple[str, int]:
+    """The sentence on a video that has no results, and its exit code; the traceback of a fault of ours is kept."""
+    if not isinstance(error, InternalError):
+        return str(error), BAD_INPUT
+    return (str(error) if error.__cause__ is None else f"{source}: {crash(error.__cause__)}"), CRASHED
+
+
 def tell(text: str) -> None:
     """A line on stderr; nothing is lost if nobody can read it."""
     with suppress(OSError, ValueError):

@@ -46,11 +46,6 @@ class Bits:
             zeros += 1
         return (1 << zeros) - 1 + self.u(zeros)
 
-    def se(self) -> int:
-        """A signed Exp-Golomb number."""
-        value = self.ue()
-        return (value + 1) // 2 if value % 2 else -(value // 2)
-
 
 class _Sequence(NamedTuple):
     """What a sequence parameter set says of numbers."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import unicodedata
 from collections import defaultdict
@@ -23,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vadrun.errors import UserError
 from vadrun.files import printable
 from vadrun.inputs import EXTENSIONS
 from vadrun.interrupts import uninterrupted
+from vadrun.schema import Anything, load_json
 from vadrun.temporary import locked, shortened, sync
 
 SCORES = "scores.csv"
@@ -128,12 +127,9 @@ def folder_name(source: Path, *, alone: bool = True) -> str:
 def belongs(folder: Path, source: str) -> bool:
     """Whether ``vadrun`` wrote this folder, for this video."""
     for name in (RESULT, _BEFORE):
-        path = folder / name
         try:
-            if not path.is_file() or path.stat().st_size > _MOST_BYTES:  # a pipe of that name would be waited for
-                continue
-            value: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            value = load_json(folder / name, Anything(), "", most=_MOST_BYTES)
+        except UserError:
             continue
         return isinstance(value, Mapping) and value.get("path") == source and "bundle" in value
     return False

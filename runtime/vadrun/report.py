@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadrun.console import BAD_INPUT, CRASHED, DAMAGED, clock, crash, table, tell
-from vadrun.errors import InternalError, UserError
+from vadrun.console import BAD_INPUT, DAMAGED, clock, failure, table, tell
+from vadrun.errors import UserError
 from vadrun.files import json_text
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class Report:
             outcome, document, where = self._waiting.pop(self._next)
             if isinstance(outcome, UserError):
                 # One bad file in a folder must not cost the others.
-                cause = outcome.__cause__ if isinstance(outcome, InternalError) else None
-                tell(f"vadrun: {outcome if cause is None else f'{self._sources[self._next]}: {crash(cause)}'}")
+                text, code = failure(self._sources[self._next], outcome)
+                tell(f"vadrun: {text}")
                 self._failed.append(str(outcome))
-                self._code = max(self._code, CRASHED if isinstance(outcome, InternalError) else BAD_INPUT)
+                self._code = max(self._code, code)
             else:
                 self._documents.append(document if where is None else document | {"results": str(where)})
                 self._tell(self._sources[self._next], outcome, where)

@@ -295,21 +295,6 @@ class Maybe:
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """What any of several descriptions allows; the sentence is the last one's."""
-
-    schemas: Sequence[Schema]
-
-    def check(self, value: Any, key: str) -> None:
-        for schema in self.schemas[:-1]:
-            try:
-                return schema.check(value, key)
-            except Misfit:
-                pass
-        self.schemas[-1].check(value, key)
-
-
-@dataclass(frozen=True)
 class List:
     """A list of ``least`` to ``most`` items of one description; ``unique`` where none may come twice."""
 

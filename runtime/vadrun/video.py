@@ -472,22 +472,6 @@ class Video:
             ) from error
 
 
-def read_snippets(
-    path: str | Path,
-    sampling: Sampling | None = None,
-    preprocessing: Preprocessing | None = None,
-    *,
-    threads: int = 0,
-) -> Iterator[Snippet]:
-    """The snippets of a video file; use :class:`Video` where damage matters.
-
-    Raises:
-        UserError: as :class:`Video`.
-    """
-    with Video(path, threads=threads) as video:
-        yield from video.snippets(sampling, preprocessing)
-
-
 def _wanted(sampling: Sampling) -> Callable[[int], bool] | None:
     """Which places in display order a sampling looks at, in a video of a snippet or more; None: any."""
     place = {"first": 0, "middle": sampling.frames // 2}.get(sampling.pick)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,11 @@ def test_what_is_no_file_of_events(make_footage: Make, tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text("name,what\n")
     with pytest.raises(UserError, match="does not have the columns video,label,start,end"):
         read_events(tmp_path / "e.csv", clips, LABELS)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="it does not exist: name a file of events"):
         read_events(tmp_path / "none.csv", clips, LABELS)
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="it is not a regular file: name a file of events"):
+        read_events(tmp_path / "pipe.csv", clips, LABELS)
     with pytest.raises(UserError, match="two labelled clips are called 'a'"):
         read_events(events_file(tmp_path, "a,fight,0,30"), clips * 2, LABELS)
 

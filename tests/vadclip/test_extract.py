@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,10 +166,33 @@ def test_a_broken_video_is_told_at_the_end(
 ) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_text("text")
-    assert run(bad, footage / "a.mp4", "--encoder", bundles["ucf"], "--out", tmp_path / "out") == 1
-    assert "bad.mp4 cannot be opened as a video" in capsys.readouterr().err
+    assert run(bad, footage / "a.mp4", "--encoder", bundles["ucf"], "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "bad.mp4 cannot be opened as a video" in error and "1 of 2 videos have no features" in error
     assert (tmp_path / "out" / "a__0.npy").exists()
     assert run(bad, "--encoder", bundles["ucf"], "--out", tmp_path / "out2") == 2
+
+
+def test_a_fault_of_ours_costs_only_its_own_video(
+    footage: Path,
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def features(path: Path, *rest: Any) -> Any:
+        if path.name == "a.mp4":
+            raise ZeroDivisionError("who would have thought")
+        return _features(path, *rest)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("vadclip.extract._features", features)
+    assert run(footage, "--encoder", bundles["ucf"], "--out", tmp_path / "out") == 70
+    error = capsys.readouterr().err
+    assert "a.mp4: internal error: ZeroDivisionError" in error and "crash.txt" in error
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"b__0.npy", "features.json"}
+    monkeypatch.setattr("vadclip.extract._features", _features)
+    assert run(footage, "--encoder", bundles["ucf"], "--out", tmp_path / "out") == 0
 
 
 def test_damage_is_told_again(
@@ -314,7 +338,7 @@ def test_a_list_of_videos_gives_a_list_of_features(
     assert not out.exists()
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes((footage / name).read_bytes())
-    assert run(listed, "--root", tmp_path, "--encoder", bundles["ucf"], "--out", out, "--crops", 10) == 1
+    assert run(listed, "--root", tmp_path, "--encoder", bundles["ucf"], "--out", out, "--crops", 10) == 2
     assert f"list of 2 of 3 videos in {out / 'train.csv'}" in capsys.readouterr().out
     found = load_list(out / "train.csv", PRESETS["ucf"])
     assert len(found) == 20 and found.crops[:10] == tuple(range(10)) and all(path.is_file() for path in found.paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -97,6 +98,11 @@ def test_a_huge_image_is_not_decoded(tmp_path: Path) -> None:
     data[at + 17 : at + 21] = zlib.crc32(data[at : at + 17]).to_bytes(4, "big")
     (tmp_path / "b.png").write_bytes(data)
     assert decode_image(tmp_path / "b.png") is None
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert decode_image(tmp_path / "a.png") is None
 
 
 def test_missing_numbers_are_said(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,11 @@ def test_counts_refused(tmp_path: Path, text: str, expected: str) -> None:
 
 @pytest.mark.parametrize("read", [read_annotations, read_counts])
 def test_files_that_are_no_text(read: Callable[[Path], Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="it does not exist: name a"):
         read(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is not a regular file: name a"):
+        read(tmp_path / "pipe")
     (tmp_path / "video.mp4").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match="is not UTF-8 text"):
         read(tmp_path / "video.mp4")

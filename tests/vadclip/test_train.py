@@ -1,6 +1,7 @@
 """Training: a toy set is learned, a killed run goes on to the same weights, wrong input is said beforehand."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -298,6 +299,47 @@ def test_a_damaged_state_is_said(toy: FeatureList, tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match=r"state\.pt is damaged .*: remove it to begin again"):
         run(toy, tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_state_is_not_waited_for(toy: FeatureList, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state\.pt: it is not a regular file: remove it to begin again"):
+        run(toy, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (["weights"], None, "weights is missing"),
+        (["format"], 2, "format is 2, not a whole number from 1 to 1"),
+        (["run"], "[" * 100, "it nests deeper than"),
+        (["run"], "7", "the whole is 7, not an object"),
+        (["state", "epoch"], "one", "state.epoch is 'one', not a whole number"),
+        (["state", "epoch"], None, "state.epoch is missing"),
+        (["state", "sums"], [0.0], "state.sums is a list of 1, not a list of 4"),
+        (["state", "log"], [[1, 2]], "state.log[0] is a list of 2, not a list of 10"),
+        (["state", "log"], [[1, 2, 3, "x", 0.0, 0.0, 0.0, "", "", 0.0]], "state.log[0].lr is 'x', not a finite number"),
+        (["weights"], {"a": 1}, "weights.a is 1, not a tensor"),
+        (["weights"], {"a": torch.zeros(1)}, "state.pt is damaged (KeyError)"),
+        (["best"], {"a": torch.zeros(1)}, "state.pt is damaged (KeyError)"),
+        (["best"], {}, "it has a best score without its weights"),
+        (["optimizer"], {}, "state.pt is damaged (KeyError)"),
+        (["optimizer"], [], "optimizer is a list of 0, not an object"),
+    ],
+)
+def test_what_a_state_lacks_is_said(
+    toy: FeatureList, whole: Path, tmp_path: Path, keys: list[str], value: Any, said: str
+) -> None:
+    content = torch.load(whole / "state.pt", weights_only=True)
+    place = content if len(keys) == 1 else content[keys[0]]
+    if value is None:
+        del place[keys[-1]]
+    else:
+        place[keys[-1]] = value
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(UserError) as error:
+        run(toy, tmp_path)
+    assert said in str(error.value) and str(error.value).endswith("remove it to begin again")
 
 
 def test_wrong_input_is_said_before_training(toy: FeatureList, tmp_path: Path) -> None:

@@ -190,6 +190,20 @@ def test_a_place_that_another_run_takes_meanwhile(tmp_path: Path) -> None:
     assert (place.spare / RESULT).read_text() == "no more"
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"path": %s, "path": %s, "bundle": 0}', "7", "\ud800"])
+def test_what_is_no_result_belongs_to_nobody(tmp_path: Path, text: str) -> None:
+    source = identity(tmp_path / "a.mp4")
+    raw = text.replace("%s", json.dumps(source)).encode("utf-8", "surrogatepass")
+    (tmp_path / RESULT).write_bytes(raw)
+    assert not belongs(tmp_path, source)
+    (tmp_path / RESULT).unlink()
+    os.mkfifo(tmp_path / RESULT)
+    assert not belongs(tmp_path, source)
+    (tmp_path / RESULT).unlink()
+    (tmp_path / RESULT).write_text(json.dumps({"path": source, "bundle": {}}))
+    assert belongs(tmp_path, source)
+
+
 def test_an_interrupted_replacement_still_belongs_to_its_video(tmp_path: Path) -> None:
     (source,) = touched(tmp_path / "cam.mp4")
     folder = finished(tmp_path / "out" / "cam", source)

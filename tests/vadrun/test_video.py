@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,18 @@ from vadrun.errors import UserError
 from vadrun.gate import GateRule, LumaGrid
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.sampling import Sampling
-from vadrun.video import Snippet, Video, read_snippets
+from vadrun.video import Snippet, Video
 
 SMALL = Preprocessing.for_size(64)
 INDEX_FIRST = {"movflags": "faststart"}
 EACH = Sampling(frames=1, pick="first")  # every frame a snippet of its own
 AV1 = next((name for name in ("libsvtav1", "libaom-av1") if name in av.codecs_available), None)
+
+
+def read_snippets(path: Path, sampling: Sampling, preprocessing: Preprocessing) -> Iterator[Snippet]:
+    with Video(path) as video:
+        yield from video.snippets(sampling, preprocessing)
+
 
 CLIPS = [
     ("h264.mp4", "libx264"),

@@ -37,6 +37,7 @@ from vadrun.backends import processor_flags
 from vadrun.console import run_command
 from vadrun.errors import UserError
 from vadrun.files import write_bytes
+from vadrun.schema import Where, open_file
 
 WORLD_CLIP = ClipConfig(
     image_size=SIZE,
@@ -210,12 +211,15 @@ class _Training:
     def load(self, path: Path) -> int:
         """Take up what :meth:`save` left; returns the epochs that are done."""
         try:
-            content = torch.load(path, weights_only=True)
+            with open_file(path, Where(path, "remove it to begin again")) as stream:
+                content = torch.load(stream, weights_only=True)
             told, done = content["told"], int(content["done"])
             if told == self._told:
                 self._clip.load_state_dict(content["clip"])
                 self._region_scale.data.copy_(content["region_scale"])
                 self._optimizer.load_state_dict(content["optimizer"])
+        except UserError:
+            raise
         except Exception as error:  # a damaged file can fail anywhere in the reader
             raise UserError(f"{path} is damaged ({type(error).__name__}): remove it to begin again") from error
         if told != self._told:
