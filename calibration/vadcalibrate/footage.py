@@ -50,6 +50,8 @@ _RESULT = Record(
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float, float | None], None]
 """Called with a video's name, the seconds that are done, and its length if it is known."""
+Remark = Callable[[str], None]
+"""Called with a sentence on a sound video, such as where its recording pauses."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,15 @@ class Footage:
         return max((piece for piece in self.pieces if piece[0] <= frame), default=self.pieces[0])
 
 
-def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lambda *a: None) -> list[Footage]:
+def read_footage(
+    paths: Sequence[Path],
+    engine: Engine,
+    progress: Progress = lambda *a: None,
+    remark: Remark = lambda text: None,
+) -> list[Footage]:
     """Scores of videos, folders of videos, and folders of results of ``vadrun --out``.
+
+    Results come without remarks, which ``vadrun`` has made.
 
     Raises:
         UserError: nothing there, a video that cannot be read, results of another bundle, of a run with a calibration
@@ -114,7 +123,7 @@ def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lam
             found += [_from_result(result.parent, engine) for result in results]
             continue
         for video in named_videos([path]):
-            found.append(_from_video(video, engine, progress))
+            found.append(_from_video(video, engine, progress, remark))
     if not found:
         raise UserError("no footage was named: give videos, or folders of videos or of vadrun's results")
     if twice := repeated(found):
@@ -171,6 +180,11 @@ def repeated(footage: Sequence[Footage]) -> tuple[Footage, Footage] | None:
     return None
 
 
+def remarks_on(video: Path, remarks: Sequence[str], note: str | None) -> list[str]:
+    """What ``vadrun`` says of a sound video: what the file holds, and what became of it."""
+    return [f"{video.name}: {text}" for text in (*remarks, note) if text is not None]
+
+
 def plural(count: int, name: str) -> str:
     """A count with its noun."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
@@ -191,11 +205,13 @@ class _Collector:
         pass
 
 
-def _from_video(video: Path, engine: Engine, progress: Progress) -> Footage:
+def _from_video(video: Path, engine: Engine, progress: Progress, remark: Remark) -> Footage:
     rows = _Collector()
     result = run_video(engine, video, EventRule(), rows, lambda done, total: progress(video.name, done, total))
     if result.damage is not None:
         raise UserError(f"{result.damage}; leave it out, or cut a sound part from it")
+    for text in remarks_on(video, result.info.remarks, result.note):
+        remark(text)
     classes = np.asarray(rows.classes, np.float64).reshape(len(rows.classes), len(engine.labels))
     seen = result.seen
     gaps = [(gap.frames, gap.end) for gap in seen.gaps]

@@ -10,6 +10,7 @@ import pytest
 
 from tests import clips
 from vadcalibrate.cli import main
+from vadcalibrate.diverse import choose_frames
 from vadcalibrate.footage import read_footage
 from vadrun import Bundle, Calibration, Engine, UserError
 from vadrun.cli import main as vadrun
@@ -97,6 +98,24 @@ def test_where_frames_are_in_footage_with_a_pause(bundles: dict[str, Path], tmp_
         (out / "clip" / "result.json").write_text(json.dumps(result))
         with pytest.raises(UserError, match="has gaps that do not follow each other: run vadrun --out again"):
             read_footage([out], engine)
+
+
+def test_pauses_of_the_footage_are_said(bundles: dict[str, Path], tmp_path: Path, capsys: Printed) -> None:
+    """By all three that read videos; --quiet says nothing."""
+    times = [index / 25 for index in range(200)] + [2400 + index / 25 for index in range(200)]
+    path = clips.write_clip(tmp_path / "clip.mp4", 400, times=times, options={"g": "8"})
+    bundle, said = bundles["xd"], "vadcalibrate: clip.mp4: the recording pauses once (from 8.0 s to 2,400.0 s)"
+    run = ("--engine", str(bundle), "--backend", "onnxruntime:cpu", "--out")
+    gate = ["gate", "--videos", str(path), *run, str(tmp_path / "g.json"), "--allow-short"]
+    for quiet in ([], ["--quiet"]):
+        alarms(bundle, tmp_path / "a.json", "--normal", path, "--false-alarms-per-day", 1e5, *quiet)
+        assert (said in capsys.readouterr().err) != bool(quiet)
+        main([*gate, *quiet])
+        assert (said in capsys.readouterr().err) != bool(quiet)
+    told: list[str] = []
+    with Engine.load(bundle, "onnxruntime:cpu") as engine:
+        choose_frames(engine, [path], 8, remark=told.append)
+    assert [f"vadcalibrate: {text}".startswith(said) for text in told] == [True]
 
 
 def test_results_of_vadrun_are_footage_too(
