@@ -20,7 +20,7 @@ from vadrun.errors import UserError
 from vadrun.inputs import EXTENSIONS, find_videos, named_videos
 from vadrun.preprocessing import Preprocessing, Preprocessor
 from vadrun.pyav import open_input
-from vadrun.sampling import Sampler, Sampling
+from vadrun.sampling import Sampled, Sampler, Sampling
 from vadrun.schema import Where, read_file
 from vadrun.sources import pick_stream
 from vadrun.video import Snippet, Video
@@ -115,10 +115,8 @@ class FrameFolder:
 
         sampler: Sampler[int, NDArray[np.uint8]] = Sampler(sampling or Sampling(), image, joins=joins)
         for index in range(len(self._names)):
-            for found in sampler.push(index, index / self._rate, 1 / self._rate):
-                yield Snippet(found.index, found.start, found.end, np.stack(found.images), found.short)
-        for found in sampler.finish():
-            yield Snippet(found.index, found.start, found.end, np.stack(found.images), found.short)
+            yield from map(_snippet, sampler.push(index, index / self._rate, 1 / self._rate))
+        yield from map(_snippet, sampler.finish())
 
     def frame(self, index: int) -> av.VideoFrame:
         """The frame of this number, or the nearest that decodes.
@@ -136,6 +134,18 @@ class FrameFolder:
                 return frame
             self._broken.append(name)
         raise UserError(f"{self.path / self._names[index]} and the images around it cannot be decoded: copy them again")
+
+
+def _snippet(found: Sampled[NDArray[np.uint8]]) -> Snippet:
+    return Snippet(
+        found.index,
+        found.start,
+        found.end,
+        np.stack(found.images),
+        found.short,
+        first_frame=found.first_frame,
+        frames=found.frames,
+    )
 
 
 def decode_image(path: Path) -> av.VideoFrame | None:

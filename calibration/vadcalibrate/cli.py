@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vadrun.console import CODES, ProgressLine, run_command, version
+from vadrun.console import CODES, ProgressLine, run_command, tell, version
 from vadrun.errors import UserError
 
 
@@ -163,9 +163,9 @@ def _alarms(arguments: argparse.Namespace) -> int:
         labels, names = engine.bundle.model.labels, engine.bundle.model.annotation_names
         document.kept(arguments.out, engine.bundle, arguments.camera, mine="alarms")  # refused before the long work
         with _Progress(arguments.quiet) as progress:
-            clips = read_footage(arguments.labelled, engine, progress) if arguments.labelled else []
+            clips = read_footage(arguments.labelled, engine, progress, progress.remark) if arguments.labelled else []
             events = labelled.read_events(arguments.annotations, clips, labels, names) if clips else []
-            normal = read_footage(arguments.normal, engine, progress)
+            normal = read_footage(arguments.normal, engine, progress, progress.remark)
         with_events = [clips[index] for index in sorted({event.clip for event in events})]
         if both := repeated([*normal, *with_events]):
             raise UserError(f"{both[0].source} is given as normal, but has labelled events: take it out of --normal")
@@ -214,7 +214,7 @@ def _gate(arguments: argparse.Namespace) -> int:
         if document.kept(arguments.out, engine.bundle, arguments.camera, mine=document.GATE):
             events = Calibration.read(arguments.out)
         with _Progress(arguments.quiet) as progress:
-            measured = measure(engine, arguments.videos, rule, events, progress)
+            measured = measure(engine, arguments.videos, rule, events, progress, progress.remark)
         chosen = choose(measured, arguments.error, arguments.confidence, arguments.allow_short)
         value = document.gate_document(engine, arguments.camera, measured, chosen, events)
         value |= document.kept(arguments.out, engine.bundle, arguments.camera, mine=document.GATE)
@@ -256,8 +256,13 @@ def _ranges(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out is {arguments.out}: give a file that ends in .npz, in a folder that is there")
     with Engine.load(arguments.engine, precision="fp32") as engine:
         reading = ProgressLine("reading", not arguments.quiet)
-        chosen = choose_frames(engine, arguments.videos, arguments.frames, partial(reading.count, what="videos"))
+        remarks: list[str] = []
+        chosen = choose_frames(
+            engine, arguments.videos, arguments.frames, partial(reading.count, what="videos"), remarks.append
+        )
         reading.clear()
+        for text in [] if arguments.quiet else remarks:
+            tell(f"vadcalibrate: {text}")
         bundle = engine.bundle
     running = ProgressLine("running", not arguments.quiet)
     made = collect(bundle, chosen, partial(running.count, what="frames"))
@@ -289,12 +294,17 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 class _Progress:
-    """A progress line for each video in turn."""
+    """A progress line for each video in turn, and what is to be said of the videos at the end."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._name = ""
         self._line: ProgressLine | None = None
+        self._remarks: list[str] = []
+
+    def remark(self, text: str) -> None:
+        """Keep a remark until the lines are done."""
+        self._remarks.append(text)
 
     def __call__(self, name: str, done: float, total: float | None) -> None:
         if name != self._name or self._line is None:
@@ -307,6 +317,8 @@ class _Progress:
     def __exit__(self, *exception: Any) -> None:
         if self._line is not None:
             self._line.clear()
+        for text in [] if self._quiet else self._remarks:
+            tell(f"vadcalibrate: {text}")
 
 
 if __name__ == "__main__":

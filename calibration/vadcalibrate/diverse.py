@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vadcalibrate.footage import Remark, remarks_on
 from vadrun.engine import Engine
 from vadrun.errors import UserError
 from vadrun.inputs import named_videos
@@ -47,7 +48,11 @@ class Chosen:
 
 
 def choose_frames(
-    engine: Engine, paths: Sequence[Path], count: int, progress: Callable[[int, int], None] = lambda done, total: None
+    engine: Engine,
+    paths: Sequence[Path],
+    count: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    remark: Remark = lambda text: None,
 ) -> Chosen:
     """Choose ``count`` frames of the user's videos, or as many different ones as there are.
 
@@ -56,6 +61,7 @@ def choose_frames(
         paths: videos, or folders of them.
         count: how many.
         progress: called with the videos that are read and all of them.
+        remark: told what the user should know of the videos, damage included.
 
     Raises:
         UserError: no frames, or fewer than 8 different ones.
@@ -64,7 +70,7 @@ def choose_frames(
     share = max(2, _CANDIDATES // len(videos))
     parts: list[Images] = []
     for number, path in enumerate(videos, 1):
-        parts.append(_evenly(path, engine, share))
+        parts.append(_evenly(path, engine, share, remark))
         progress(number, len(videos))
     frames = np.concatenate(parts)
     features = engine.encode(frames)
@@ -92,7 +98,7 @@ def furthest_first(features: Floats, count: int) -> tuple[NDArray[np.int64], flo
     return np.array(chosen, np.int64), max(float(distance.max()), 0.0)
 
 
-def _evenly(path: Path, engine: Engine, share: int) -> Images:
+def _evenly(path: Path, engine: Engine, share: int, remark: Remark) -> Images:
     """Up to ``2 share`` frames from the whole length of a video; memory does not grow with it."""
     bundle = engine.bundle
     kept: list[Images] = []
@@ -104,6 +110,9 @@ def _evenly(path: Path, engine: Engine, share: int) -> Images:
             kept.append(snippet.images[0])
             if len(kept) >= 2 * share:  # thin out: every other one, from here on at half the rate
                 kept, step = kept[::2], 2 * step
+        for text in (*remarks_on(path, video.info.remarks, video.note), video.damage):
+            if text is not None:
+                remark(text)
     if not kept:
         raise UserError(f"{path} holds no snippet: leave it out")
     return np.stack(kept)

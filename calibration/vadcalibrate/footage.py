@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vadrun.files import sha256
 from vadrun.inputs import find_videos, named_videos
 from vadrun.pipeline import run_video
 from vadrun.places import RESULT
-from vadrun.schema import SHA256, Anything, Maybe, Number, Record, Text, Where, Whole, load_json, read_file
+from vadrun.schema import SHA256, Anything, List, Maybe, Number, Record, Text, Where, Whole, load_json, read_file
 
 _SCORES = "scores.csv"
 _MOST_BYTES = 256 << 20  # of scores.csv: about a month of snippets with 14 classes
@@ -33,6 +34,12 @@ _RESULT = Record(
             {"rate": Number(0, 100_000), "width": Whole(1, 100_000), "height": Whole(1, 100_000)}, others=Anything()
         ),
         "damage": Maybe(_PATH),
+        "seconds_seen": Number(0),
+        "frames_seen": Whole(),
+        "gaps": List(
+            Record({"start": Number(0), "end": Number(0), "frames_before": Whole(1)}, others=Anything()), most=10_000
+        ),
+        "gaps_total": Record({"count": Whole()}, others=Anything()),
         "rule": Record({}, {"probabilities": Maybe(Text())}, others=Anything()),
         "backend": Record({"precision": Text(most=100)}, others=Anything()),
     },
@@ -43,6 +50,8 @@ _RESULT = Record(
 Floats = NDArray[np.float64]
 Progress = Callable[[str, float, float | None], None]
 """Called with a video's name, the seconds that are done, and its length if it is known."""
+Remark = Callable[[str], None]
+"""Called with a sentence on a sound video, such as where its recording pauses."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,11 @@ class Footage:
         source: the video.
         spans: start and end of each snippet in seconds, [n,2].
         scores: :func:`vadrun.calibration.class_scores` [n,m].
-        rate: frames per second.
+        rate: frames per second; where the recording pauses, of what lies between the pauses.
         picture: width and height of its pictures in pixels.
         precision: arithmetic of the encoder; empty where nothing says.
+        pieces: of a recording that pauses, the number of each piece's first frame and the second at which it begins.
+        unlisted: how many pauses are not known by their place.
     """
 
     name: str
@@ -66,15 +77,34 @@ class Footage:
     rate: float
     picture: tuple[int, int]
     precision: str = ""
+    pieces: tuple[tuple[int, float], ...] = ((0, 0.0),)
+    unlisted: int = 0
 
     @property
     def seconds(self) -> float:
         """How much of it is scored."""
         return float((self.spans[:, 1] - self.spans[:, 0]).sum())
 
+    def seconds_of(self, first: int, end: int) -> tuple[float, float, float]:
+        """Start and end in seconds of the frames from ``first`` to before ``end``, and what is paused in between."""
+        piece, last = self._piece(first), self._piece(end - 1)
+        # The last frame ends one frame later, and not where a pause behind it does.
+        start, stop = (begin + (frame - number) / self.rate for (number, begin), frame in ((piece, first), (last, end)))
+        return start, stop, 0.0 if piece == last else stop - start - (end - first) / self.rate
 
-def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lambda *a: None) -> list[Footage]:
+    def _piece(self, frame: int) -> tuple[int, float]:
+        return max((piece for piece in self.pieces if piece[0] <= frame), default=self.pieces[0])
+
+
+def read_footage(
+    paths: Sequence[Path],
+    engine: Engine,
+    progress: Progress = lambda *a: None,
+    remark: Remark = lambda text: None,
+) -> list[Footage]:
     """Scores of videos, folders of videos, and folders of results of ``vadrun --out``.
+
+    Results come without remarks, which ``vadrun`` has made.
 
     Raises:
         UserError: nothing there, a video that cannot be read, results of another bundle, of a run with a calibration
@@ -93,7 +123,7 @@ def read_footage(paths: Sequence[Path], engine: Engine, progress: Progress = lam
             found += [_from_result(result.parent, engine) for result in results]
             continue
         for video in named_videos([path]):
-            found.append(_from_video(video, engine, progress))
+            found.append(_from_video(video, engine, progress, remark))
     if not found:
         raise UserError("no footage was named: give videos, or folders of videos or of vadrun's results")
     if twice := repeated(found):
@@ -150,6 +180,11 @@ def repeated(footage: Sequence[Footage]) -> tuple[Footage, Footage] | None:
     return None
 
 
+def remarks_on(video: Path, remarks: Sequence[str], note: str | None) -> list[str]:
+    """What ``vadrun`` says of a sound video: what the file holds, and what became of it."""
+    return [f"{video.name}: {text}" for text in (*remarks, note) if text is not None]
+
+
 def plural(count: int, name: str) -> str:
     """A count with its noun."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
@@ -170,21 +205,32 @@ class _Collector:
         pass
 
 
-def _from_video(video: Path, engine: Engine, progress: Progress) -> Footage:
+def _from_video(video: Path, engine: Engine, progress: Progress, remark: Remark) -> Footage:
     rows = _Collector()
     result = run_video(engine, video, EventRule(), rows, lambda done, total: progress(video.name, done, total))
     if result.damage is not None:
         raise UserError(f"{result.damage}; leave it out, or cut a sound part from it")
+    for text in remarks_on(video, result.info.remarks, result.note):
+        remark(text)
     classes = np.asarray(rows.classes, np.float64).reshape(len(rows.classes), len(engine.labels))
+    seen = result.seen
+    gaps = [(gap.frames, gap.end) for gap in seen.gaps]
     return Footage(
         video.stem,
         str(video),
         np.asarray(rows.spans, np.float64).reshape(-1, 2),
         class_scores(np.asarray(rows.anomaly), classes),
-        result.info.rate,
+        _rate(result.info.rate, seen.frames, seen.seconds, seen.count),
         (result.info.width, result.info.height),
         engine.backend.precision,
+        ((0, 0.0), *gaps),
+        seen.count - len(gaps),
     )
+
+
+def _rate(nominal: float, frames: int, seconds: float, gaps: int) -> float:
+    """Frames per second between the pauses; a file's own rate may be a mean over them, too."""
+    return frames / seconds if gaps and frames and seconds > 0 else nominal
 
 
 def _from_result(folder: Path, engine: Engine) -> Footage:
@@ -206,14 +252,20 @@ def _from_result(folder: Path, engine: Engine) -> Footage:
         raise UserError(f"{damage}; leave its results out, or cut a sound part from it")
     if header[4:] != engine.labels:
         raise UserError(f"{folder / _SCORES} has other classes than {engine.bundle.root}: {again}")
+    gaps = [(gap["frames_before"], float(gap["end"])) for gap in result["gaps"]]
+    if any(b[0] <= a[0] or b[1] <= a[1] for a, b in pairwise([(0, 0.0), *gaps])):
+        raise UserError(f"{folder / RESULT} has gaps that do not follow each other: {again}")
+    count = result["gaps_total"]["count"]
     return Footage(
         Path(source).stem,
         source,
         values[:, 1:3],
         class_scores(values[:, 3], values[:, 4:]),
-        float(video["rate"]),
+        _rate(float(video["rate"]), result["frames_seen"], float(result["seconds_seen"]), count),
         (video["width"], video["height"]),
         result["backend"]["precision"],
+        ((0, 0.0), *gaps),
+        max(count - len(gaps), 0),
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vadcalibrate.footage import Progress
+from vadcalibrate.footage import Progress, Remark, remarks_on
 from vadrun.audit import missed, upper_mean
 from vadrun.calibration import CalibratedDetector, Calibration
 from vadrun.engine import Engine
@@ -132,6 +132,7 @@ def measure(
     rule: GateRule,
     events: EventRule | Calibration,
     progress: Progress = lambda *a: None,
+    remark: Remark = lambda text: None,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> Measured:
     """Encode footage once and see what each threshold would have done.
@@ -142,6 +143,7 @@ def measure(
         rule: the gate's heartbeat and audits.
         events: what makes scores an event.
         progress: called after every batch.
+        remark: told what the user should know of sound videos.
         thresholds: rising.
 
     Raises:
@@ -149,7 +151,7 @@ def measure(
             or a feature that is not finite.
     """
     rules = [replace(rule, threshold=threshold) for threshold in thresholds]
-    found = [_of_video(engine, path, rules, events, progress) for path in named_videos(paths)]
+    found = [_of_video(engine, path, rules, events, progress, remark) for path in named_videos(paths)]
     trials = [
         Trial(
             one.threshold,
@@ -335,7 +337,12 @@ class _OfVideo:
 
 
 def _of_video(
-    engine: Engine, path: Path, rules: Sequence[GateRule], rule: EventRule | Calibration, progress: Progress
+    engine: Engine,
+    path: Path,
+    rules: Sequence[GateRule],
+    rule: EventRule | Calibration,
+    progress: Progress,
+    remark: Remark,
 ) -> _OfVideo:
     def run() -> _Run:
         return _Run(rule.detector() if isinstance(rule, Calibration) else EventDetector(rule, engine.labels))
@@ -363,6 +370,8 @@ def _of_video(
         found.finish(engine)
         if video.damage is not None:
             raise UserError(f"{video.damage}; leave it out, or cut a sound part from it")
+        for text in remarks_on(path, video.info.remarks, video.note):
+            remark(text)
     if not found.spans:
         raise UserError(f"{path} holds no snippet: leave it out")
     return found

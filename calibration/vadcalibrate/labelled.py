@@ -28,12 +28,20 @@ _LENGTHS = (0.5, 4.0)
 
 @dataclass(frozen=True)
 class LabelledEvent:
-    """An event that someone saw: its clip (index in the footage), class and seconds."""
+    """An event that someone saw.
+
+    Attributes:
+        clip: its clip's index in the footage.
+        label: its class.
+        start, end: seconds in the clip.
+        paused: seconds in between in which the recording paused.
+    """
 
     clip: int
     label: str
     start: float
     end: float
+    paused: float = 0.0
 
 
 def read_events(
@@ -52,7 +60,7 @@ def read_events(
 
     Raises:
         UserError: the file does not read, names a class that the bundle lacks, tells of none of the clips, or an event
-            lies beyond the end of its clip.
+            lies beyond the end of its clip; or a clip has so many pauses that not all of them are known by their place.
     """
     raw = read_file(path, Where(path, "name a file of events"), most=_MOST_BYTES)
     try:
@@ -84,7 +92,12 @@ def read_events(
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}, line {line}: start and end are no frame numbers; correct the line") from error
         item = footage[clips[name]]
-        start, stop = first / item.rate, end / item.rate
+        if item.unlisted:
+            raise UserError(
+                f"{item.source} pauses {len(item.pieces) - 1 + item.unlisted} times, too often to tell where its "
+                "frames are: cut the clip at its pauses, or leave out its events"
+            )
+        start, stop, paused = item.seconds_of(first, end)
         scored = float(item.spans[-1, 1])
         # A clip's last frames may be too few for a snippet.
         after = scored + float(item.spans[-1, 1] - item.spans[-1, 0])
@@ -93,7 +106,7 @@ def read_events(
                 f"{path}, line {line}: frames {first} to {end} are not in {item.source}, which is scored for "
                 f"{scored:.1f} s; correct the line"
             )
-        events.append(LabelledEvent(clips[name], label, start, stop))
+        events.append(LabelledEvent(clips[name], label, start, stop, paused))
     if not events:
         raise UserError(
             f"{path} has no event in any of the {len(footage)} labelled clips: name the file of these clips"
@@ -121,7 +134,7 @@ def shaped_rules(
         mine = [event for event in events if event.label == label]
         length, release = _LENGTH, _RELEASE
         if mine:
-            length = float(np.clip(min(event.end - event.start for event in mine) / 2, *_LENGTHS))
+            length = float(np.clip(min(event.end - event.start - event.paused for event in mine) / 2, *_LENGTHS))
             shares = [_share_in_one_piece(footage[event.clip], column, event) for event in mine]
             release = float(np.clip(np.median(shares), *_RELEASES))
         rules[label] = EventRule(0.5, round(0.5 * release, 4), round(length, 2), merge_gap)

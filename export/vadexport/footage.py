@@ -258,9 +258,8 @@ class FootageCertificate:
         spans = np.array([(s.start, s.end) for s in snippets])
         scores = scores_from_logits(*self.reference.logits(features, text), self.bundle.model.anomaly)
         events = () if labelled is None else labelled.get(video_name(path.name), ())
-        with Video(path) as video:
-            rate = video.info.rate
-        return _Answers(path, spans, features, scores, _anomalous(spans, events, rate))
+        frames = np.array([(s.first_frame, s.frames) for s in snippets])
+        return _Answers(path, spans, features, scores, _anomalous(frames, events))
 
 
 def footage_table(checks: Sequence[FootageCheck]) -> str:
@@ -328,10 +327,10 @@ def _chunks(snippets: Iterator[Snippet]) -> Iterator[list[Snippet]]:
         yield chunk
 
 
-def _anomalous(spans: NDArray[np.float64], events: Sequence[LabelledEvent], rate: float) -> NDArray[np.float64]:
-    """Share of each snippet's frames that are in an event, [n]."""
+def _anomalous(covered: NDArray[np.int64], events: Sequence[LabelledEvent]) -> NDArray[np.float64]:
+    """Share of each snippet's frames that are in an event, [n]; ``covered`` [n,2] are first frames and counts."""
     share = (np.arange(_PARTS) + 0.5) / _PARTS
-    frames = (spans[:, :1] + share * (spans[:, 1:] - spans[:, :1])) * rate
+    frames = covered[:, :1] + share * covered[:, 1:]
     inside = np.zeros(frames.shape, bool)
     for event in events:
         inside |= (frames >= event.start) & (frames < event.end)

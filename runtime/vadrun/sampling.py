@@ -92,6 +92,8 @@ class Sampled(Generic[ImageT]):
         start, end: seconds, as the timestamps have them; ``end`` is where the next snippet may start.
         images: what ``convert`` returned, ``Sampling.images_per_snippet`` of them.
         short: the whole video is shorter than one snippet, and this is what there is of it.
+        first_frame: number of its first frame, counted from 0 in display order over all frames that were pushed.
+        frames: how many frames it covers. By time, those that are on display in it, so that two snippets may share one.
     """
 
     index: int
@@ -99,6 +101,8 @@ class Sampled(Generic[ImageT]):
     end: float
     images: tuple[ImageT, ...]
     short: bool = False
+    first_frame: int = 0
+    frames: int = 0
 
 
 class Sampler(Generic[FrameT, ImageT]):
@@ -234,6 +238,7 @@ class _ByFrames(Generic[FrameT, ImageT]):
             sampling.pick, range(self._length)
         )
         self._index = 0
+        self._number = 0  # of the next frame
         self._count = 0
         self._start = 0.0
         self._images: list[ImageT] = []
@@ -249,8 +254,9 @@ class _ByFrames(Generic[FrameT, ImageT]):
         elif self._index == 0 and not self._images:
             self._spare = frame
         self._count += 1
+        self._number += 1
         if self._count == self._length:
-            self._whole = Sampled(self._index, self._start, time, tuple(self._images))
+            self._whole = self._cut(time, tuple(self._images))
             self._images = []
             self._index += 1
             self._count = 0
@@ -269,10 +275,13 @@ class _ByFrames(Generic[FrameT, ImageT]):
             if self._spare is not None:
                 self._images.append(self._convert(self._spare))
             images = _filled(self._images, len(self._wanted))
-            self._whole = Sampled(self._index, self._start, until, images, short=True)
+            self._whole = self._cut(until, images, short=True)
             self._index += 1
         self._count = 0
         return self.ended(until, until)
+
+    def _cut(self, end: float, images: tuple[ImageT, ...], *, short: bool = False) -> Sampled[ImageT]:
+        return Sampled(self._index, self._start, end, images, short, self._number - self._count, self._count)
 
 
 class _ByTime(Generic[FrameT, ImageT]):
@@ -289,10 +298,13 @@ class _ByTime(Generic[FrameT, ImageT]):
         self._frame: FrameT | None = None
         self._image: ImageT | None = None  # the frame's, once it has been asked for
         self._time = 0.0
+        self._number = -1  # of the frame
+        self._first: int | None = None  # number of the frame that is on display where the snippet starts
 
     def began(self, frame: FrameT, time: float) -> None:
         if self._origin is None:
             self._origin = time
+        self._number += 1
         self._frame, self._image, self._time = frame, None, time
 
     def ended(self, until: float, following: float) -> list[Sampled[ImageT]]:
@@ -301,7 +313,7 @@ class _ByTime(Generic[FrameT, ImageT]):
             assert self._origin is not None
             cell = math.ceil((following - self._origin - _ROUNDING) / self._seconds)
             if cell > self._cell:
-                self._cell, self._images = cell, []
+                self._cell, self._images, self._first = cell, [], None
         return done
 
     def finish(self, until: float) -> list[Sampled[ImageT]]:
@@ -311,7 +323,7 @@ class _ByTime(Generic[FrameT, ImageT]):
             if len(self._images) < len(self._offsets):
                 self._images.append(self._shown())
             images = _filled(self._images, len(self._offsets))
-            done = [Sampled(0, min(self._at(0.0), self._time), until, images, short=True)]
+            done = [self._cut(min(self._at(0.0), self._time), until, images, short=True)]
             self._index = 1
         self._frame = None
         return done
@@ -320,6 +332,8 @@ class _ByTime(Generic[FrameT, ImageT]):
         """Take what the present frame is wanted for, up to the end of its time on display."""
         done: list[Sampled[ImageT]] = []
         while True:
+            if self._first is None and self._at(0.0) < until - _ROUNDING:
+                self._first = self._number
             if len(self._images) < len(self._offsets):
                 if self._at(self._offsets[len(self._images)]) >= until - _ROUNDING:
                     return done
@@ -328,10 +342,14 @@ class _ByTime(Generic[FrameT, ImageT]):
             end = self._at(1.0)
             if end > until + slack:
                 return done
-            done.append(Sampled(self._index, self._at(0.0), end, tuple(self._images)))
+            done.append(self._cut(self._at(0.0), end, tuple(self._images)))
             self._index += 1
             self._cell += 1
-            self._images = []
+            self._images, self._first = [], None
+
+    def _cut(self, start: float, end: float, images: tuple[ImageT, ...], *, short: bool = False) -> Sampled[ImageT]:
+        first = self._number if self._first is None else self._first
+        return Sampled(self._index, start, end, images, short, first, self._number + 1 - first)
 
     def _at(self, share: float) -> float:
         assert self._origin is not None

@@ -27,10 +27,11 @@ WRAPS = {"mpegts": 2**33 / 90000, "mpeg": 2**33 / 90000, "flv": 2**32 / 1000, "a
 
 
 class Gap(NamedTuple):
-    """A time without frames, in seconds from the video's first frame."""
+    """A time without frames, in seconds from the video's first frame, and the frames that come before it."""
 
     start: float
     end: float
+    frames: int
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Seen:
 
     Attributes:
         seconds: that a frame was on display.
+        frames: that were on display.
         gaps: the first 100 times without frames.
         count: of all gaps.
         missing: seconds of all gaps together.
@@ -48,6 +50,7 @@ class Seen:
     """
 
     seconds: float = 0.0
+    frames: int = 0
     gaps: list[Gap] = field(default_factory=list)
     count: int = 0
     missing: float = 0.0
@@ -58,8 +61,9 @@ class Seen:
     def shown(self, start: float, until: float, following: float) -> None:
         """A frame was on display from ``start`` until ``until``; the next one starts at ``following``."""
         self.seconds += until - start
+        self.frames += 1
         if following > until:
-            gap = Gap(until, following)
+            gap = Gap(until, following, self.frames)
             self.count += 1
             self.missing += gap.end - gap.start
             if len(self.gaps) < _MOST_LISTED:
@@ -95,8 +99,14 @@ class Seen:
         """For ``result.json``; seconds to the millisecond."""
         return {
             "seconds_seen": round(self.seconds, 3),
+            "frames_seen": self.frames,
             "gaps": [
-                {"start": round(gap.start, 3), "end": round(gap.end, 3), "seconds": round(gap.end - gap.start, 3)}
+                {
+                    "start": round(gap.start, 3),
+                    "end": round(gap.end, 3),
+                    "seconds": round(gap.end - gap.start, 3),
+                    "frames_before": gap.frames,
+                }
                 for gap in self.gaps
             ],
             "gaps_total": {"count": self.count, "seconds": round(self.missing, 3)},

@@ -70,6 +70,8 @@ class Snippet:
         short: the whole video is shorter than one snippet.
         verdict: the gate's; without a gate every snippet is to be encoded.
         unseen: whether the gate's verdict fell without a look at the picture.
+        first_frame, frames: the frames that it covers, see :class:`vadrun.sampling.Sampled`. Annotations count frames
+            like this; a pause of the recording has none.
     """
 
     index: int
@@ -79,6 +81,8 @@ class Snippet:
     short: bool = False
     verdict: Verdict = Verdict.ENCODE
     unseen: bool = False
+    first_frame: int = 0
+    frames: int = 0
 
     def without_images(self) -> Snippet:
         """The same without its images: uint8 [0,S,S,3]."""
@@ -492,5 +496,14 @@ def _check_one_image(sampling: Sampling) -> None:
 def _snippet(sampled: Sampled[Any], looked: Sequence[Looked], size: int) -> Snippet:
     images = [one.image for one in looked if one.image is not None]
     stacked = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
-    first = looked[0]
-    return Snippet(sampled.index, sampled.start, sampled.end, stacked, sampled.short, first.verdict, first.unseen)
+    return Snippet(
+        sampled.index,
+        sampled.start,
+        sampled.end,
+        stacked,
+        sampled.short,
+        looked[0].verdict,
+        looked[0].unseen,
+        sampled.first_frame,
+        sampled.frames,
+    )

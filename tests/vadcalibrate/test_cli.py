@@ -10,7 +10,9 @@ import pytest
 
 from tests import clips
 from vadcalibrate.cli import main
-from vadrun import Bundle, Calibration
+from vadcalibrate.diverse import choose_frames
+from vadcalibrate.footage import read_footage
+from vadrun import Bundle, Calibration, Engine, UserError
 from vadrun.cli import main as vadrun
 
 Printed = pytest.CaptureFixture[str]
@@ -75,6 +77,46 @@ def test_from_videos_to_a_report(bundles: dict[str, Path], recordings: Path, tmp
     for place, said in ((precious, "is not a report and not empty"), (precious / "keep.txt", "is a file")):
         assert said in refused(capsys, main(["report", str(out), "--out", str(place), "--force"]))
     assert (precious / "keep.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_where_frames_are_in_footage_with_a_pause(bundles: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """From the video and from its results. An MP4 gives its rate as a mean over the pause."""
+    times = [index / 25 for index in range(200)] + [2400 + index / 25 for index in range(200)]
+    path = clips.write_clip(tmp_path / name, 400, times=times, options={"g": "8", "bf": "2"})
+    out = tmp_path / "out"
+    assert vadrun([str(path), "--engine", str(bundles["xd"]), "--backend", "onnxruntime:cpu", "--out", str(out)]) == 0
+    with Engine.load(bundles["xd"], "onnxruntime:cpu") as engine:
+        for source in (path, out):
+            (clip,) = read_footage([source], engine)
+            assert clip.unlisted == 0 and clip.rate == pytest.approx(25, rel=0.01)
+            assert clip.seconds_of(100, 150) == pytest.approx((4.0, 6.0, 0.0), abs=0.05)
+            assert clip.seconds_of(190, 200) == pytest.approx((7.6, 8.0, 0.0), abs=0.05)
+            assert clip.seconds_of(200, 225) == pytest.approx((2400.0, 2401.0, 0.0), abs=0.05)
+            assert clip.seconds_of(175, 225) == pytest.approx((7.0, 2401.0, 2392.0), abs=0.05)
+        result = json.loads((out / "clip" / "result.json").read_text())
+        result["gaps"][0]["end"] = 0
+        (out / "clip" / "result.json").write_text(json.dumps(result))
+        with pytest.raises(UserError, match="has gaps that do not follow each other: run vadrun --out again"):
+            read_footage([out], engine)
+
+
+def test_pauses_of_the_footage_are_said(bundles: dict[str, Path], tmp_path: Path, capsys: Printed) -> None:
+    """By all three that read videos; --quiet says nothing."""
+    times = [index / 25 for index in range(200)] + [2400 + index / 25 for index in range(200)]
+    path = clips.write_clip(tmp_path / "clip.mp4", 400, times=times, options={"g": "8"})
+    bundle, said = bundles["xd"], "vadcalibrate: clip.mp4: the recording pauses once (from 8.0 s to 2,400.0 s)"
+    run = ("--engine", str(bundle), "--backend", "onnxruntime:cpu", "--out")
+    gate = ["gate", "--videos", str(path), *run, str(tmp_path / "g.json"), "--allow-short"]
+    for quiet in ([], ["--quiet"]):
+        alarms(bundle, tmp_path / "a.json", "--normal", path, "--false-alarms-per-day", 1e5, *quiet)
+        assert (said in capsys.readouterr().err) != bool(quiet)
+        main([*gate, *quiet])
+        assert (said in capsys.readouterr().err) != bool(quiet)
+    told: list[str] = []
+    with Engine.load(bundle, "onnxruntime:cpu") as engine:
+        choose_frames(engine, [path], 8, remark=told.append)
+    assert [f"vadcalibrate: {text}".startswith(said) for text in told] == [True]
 
 
 def test_results_of_vadrun_are_footage_too(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,24 @@ def test_events_are_read(make_footage: Make, tmp_path: Path) -> None:
     truth = true_classes(clips, read_events(path, clips, LABELS), LABELS)
     assert truth[0].tolist() == [0, 1, 1, 1, 1] + [0] * 15
     assert truth[1].tolist() == [2] + [0] * 19
+
+
+def test_frames_are_counted_over_pauses(make_footage: Make, tmp_path: Path) -> None:
+    """Ten seconds of 30 frames a second, a pause of a thousand, and ten more."""
+    clip = make_footage(np.zeros((20, 2)), name="a")
+    spans = clip.spans + np.where(np.arange(20) < 10, 0.0, 1000.0)[:, None]
+    clip = replace(clip, spans=spans, pieces=((0, 0.0), (300, 1010.0)))
+    path = events_file(tmp_path, "a,fight,270,300", "a,fight,300,330", "a,fire,240,330")
+    events = read_events(path, [clip], LABELS)
+    assert events == [
+        LabelledEvent(0, "fight", 9.0, 10.0),
+        LabelledEvent(0, "fight", 1010.0, 1011.0),
+        LabelledEvent(0, "fire", 8.0, 1011.0, 1000.0),
+    ]
+    assert true_classes([clip], events[:2], LABELS)[0].tolist() == [0] * 9 + [1, 1] + [0] * 9
+    assert shaped_rules(LABELS, [clip], events, 2.0)["fire"].min_length == 1.5  # half of 3 s: the pause is no event
+    with pytest.raises(UserError, match=r"a\.mp4 pauses 8 times, too often to tell where its frames are: cut the clip"):
+        read_events(path, [replace(clip, unlisted=7)], LABELS)
 
 
 def test_events_may_name_classes_as_annotations_do(make_footage: Make, tmp_path: Path) -> None:

@@ -172,8 +172,11 @@ def test_normal_stretches_are_no_anomalies(bundle_copy: Path, videos: Path, tmp_
 def test_a_pause_is_no_footage(bundles: dict[str, Path], tmp_path: Path) -> None:
     times = [index / 25 for index in range(100)] + [2400 + index / 25 for index in range(100)]
     path = clips.write_clip(tmp_path / "clip.mp4", 200, times=times, options={"g": "20"})
+    (tmp_path / "e.csv").write_text("video,label,start,end\nclip,abuse,96,132\n")
     bundle = Bundle.open(bundles["ucf"])
-    footage = FootageCertificate(bundle, [path], open_reference(bundle, None, None))
+    footage = FootageCertificate(bundle, [path], open_reference(bundle, None, None), tmp_path / "e.csv")
+    # Annotations count frames: the pause has none, and of the first piece frames 96 to 99 are in no snippet.
+    assert footage._answers[0].anomalous.tolist() == [0.0] * 6 + [1.0, 1.0] + [0.0] * 4
     with Engine.load(bundles["ucf"], "onnxruntime:cpu") as engine:
         found = footage(engine, LIMITS["fp32"])
     assert found.passed and found.hours == pytest.approx(12 * 0.64 / 3600, abs=1e-5)
@@ -183,6 +186,5 @@ def test_shares_of_frames() -> None:
     from vadclip.groundtruth import Event
     from vadexport.footage import _anomalous
 
-    edges = np.arange(5) * 16 / 25
-    spans = np.stack([edges[:-1], edges[1:]], axis=1)
-    np.testing.assert_allclose(_anomalous(spans, [Event(8, 36, None)], 25.0), [0.5, 1.0, 0.25, 0.0])
+    covered = np.array([(0, 16), (16, 16), (32, 16), (48, 16)])
+    np.testing.assert_allclose(_anomalous(covered, [Event(8, 36, None)]), [0.5, 1.0, 0.25, 0.0])

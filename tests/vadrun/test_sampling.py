@@ -167,7 +167,7 @@ def test_no_snippet_reaches_over_a_pause(sampling: Sampling) -> None:
     assert max(s.end - s.start for s in snippets) == pytest.approx(0.64 if sampling.by == "frames" else 0.5)
     assert sum(s.end - s.start for s in snippets) < 3.2
     assert camera.sampler.seen.seconds == pytest.approx(3.2)
-    assert camera.sampler.seen.gaps == [pytest.approx(Gap(1.6, 2400.0))]
+    assert camera.sampler.seen.gaps == [pytest.approx(Gap(1.6, 2400.0, 40))]
 
 
 def test_frames_before_a_pause_are_not_joined_with_those_behind() -> None:
@@ -175,6 +175,7 @@ def test_frames_before_a_pause_are_not_joined_with_those_behind() -> None:
     snippets = Camera(Sampling(pick="mean")).run(PAUSED)
     assert images(snippets) == [tuple(range(k, k + 16)) for k in (0, 16, 40, 56)]
     assert [s.index for s in snippets] == [0, 1, 2, 3]
+    assert [(s.first_frame, s.frames) for s in snippets] == [(0, 16), (16, 16), (40, 16), (56, 16)]
     assert [s.start for s in snippets] == pytest.approx([0.0, 0.64, 2400.0, 2400.64])
     assert [s.end for s in snippets] == pytest.approx([0.64, 1.28, 2400.64, 2401.28])
 
@@ -186,7 +187,19 @@ def test_truth_that_counts_frames_has_snippets_over_pauses() -> None:
     sampler: Sampler[int, int] = Sampler(Sampling(), lambda frame: converted.append(frame) or frame, seen, joins=True)
     snippets = [s for frame, time in enumerate(PAUSED) for s in sampler.push(frame, time, 0.04)] + sampler.finish()
     assert images(snippets) == [(8,), (24,), (40,), (56,), (72,)]
+    assert [(s.first_frame, s.frames) for s in snippets] == [(k, 16) for k in (0, 16, 32, 48, 64)]
     assert seen.count == 1 and seen.seconds == pytest.approx(3.2)
+
+
+def test_snippets_by_time_cover_the_frames_that_are_on_display_in_them() -> None:
+    snippets = Camera(BY_TIME).run(at_rate(25, 50))
+    assert [(s.first_frame, s.frames) for s in snippets] == [(0, 13), (12, 13), (25, 13), (37, 13)]
+    slow = Camera(BY_TIME).run(at_rate(1, 2), 1.0)
+    assert [(s.first_frame, s.frames) for s in slow] == [(0, 1), (0, 1), (1, 1), (1, 1)]
+    paused = Camera(BY_TIME).run(PAUSED)
+    assert [(s.first_frame, s.frames) for s in paused] == [(0, 13), (12, 13), (25, 13), (40, 13), (52, 13), (65, 13)]
+    (short,) = Camera(BY_TIME).run(at_rate(25, 5))
+    assert short.short and (short.first_frame, short.frames) == (0, 5)
 
 
 def test_pieces_that_are_all_shorter_than_a_snippet_give_one() -> None:
@@ -194,6 +207,7 @@ def test_pieces_that_are_all_shorter_than_a_snippet_give_one() -> None:
     for pick, expected in (("middle", 28), ("first", 20)):
         (snippet,) = Camera(Sampling(pick=pick)).run(times)  # type: ignore[arg-type]
         assert snippet.short and snippet.images == (expected,)
+        assert (snippet.first_frame, snippet.frames) == (20, 10)
         assert (snippet.index, snippet.start, snippet.end) == (0, 200.0, pytest.approx(200.4))
 
 
@@ -217,7 +231,7 @@ def test_a_pause_behind_the_first_frame(duration: float) -> None:
         snippets += camera.sampler.push(frame, 100.0 + frame / 25, 0.04)
     snippets += camera.sampler.finish()
     assert images(snippets) == [(1, 2, 3, 4), (5, 6, 7, 8)]
-    assert camera.sampler.seen.gaps == [pytest.approx(Gap(0.04, 100.04))]
+    assert camera.sampler.seen.gaps == [pytest.approx(Gap(0.04, 100.04, 1))]
 
 
 def test_two_frames_with_a_pause_between() -> None:

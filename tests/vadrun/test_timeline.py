@@ -97,10 +97,11 @@ def test_what_was_seen() -> None:
     for number in range(150):
         seen.shown(10.0 * number, 10.0 * number + 4, 10.0 * (number + 1) + (number == 7))
     assert (seen.seconds, seen.count, seen.missing) == (600.0, 150, 901.0)
-    assert seen.longest == Gap(74.0, 81.0) and len(seen.gaps) == 100
+    assert seen.longest == Gap(74.0, 81.0, 8) and len(seen.gaps) == 100
     document = seen.to_json()
-    assert document["gaps"][0] == {"start": 4.0, "end": 10.0, "seconds": 6.0}
+    assert document["gaps"][0] == {"start": 4.0, "end": 10.0, "seconds": 6.0, "frames_before": 1}
     assert document["gaps_total"] == {"count": 150, "seconds": 901.0} and document["seconds_seen"] == 600.0
+    assert document["frames_seen"] == 150
     assert seen.remarks(600.0) == [
         "the recording pauses 150 times (901.0 s in all, the longest from 74.0 s to 81.0 s), and no time in a pause "
         "is scored"

@@ -42,7 +42,7 @@ EACH = Sampling(frames=1, pick="first")  # every frame a snippet of its own
 AV1 = next((name for name in ("libsvtav1", "libaom-av1") if name in av.codecs_available), None)
 
 
-def read_snippets(path: Path, sampling: Sampling, preprocessing: Preprocessing) -> Iterator[Snippet]:
+def read_snippets(path: Path, sampling: Sampling, preprocessing: Preprocessing | None = None) -> Iterator[Snippet]:
     with Video(path) as video:
         yield from video.snippets(sampling, preprocessing)
 
@@ -700,11 +700,15 @@ def timed(path: Path, way: str, sampling: Sampling | None = None) -> tuple[list[
         return list(video.snippets(sampling, SMALL, gate=gate)), video
 
 
+def place(snippet: Snippet) -> tuple[float, ...]:
+    return snippet.index, snippet.start, snippet.end, snippet.first_frame, snippet.frames
+
+
 def same_in_all_ways(path: Path, sampling: Sampling | None = None) -> tuple[list[Snippet], Video]:
     plain, one = timed(path, "every", sampling)
     for way in ("groups", "gate", "shadows"):
         found, other = timed(path, way, sampling)
-        assert [(s.index, s.start, s.end) for s in found] == [(s.index, s.start, s.end) for s in plain], way
+        assert [place(s) for s in found] == [place(s) for s in plain], way
         for a, b in zip(found, plain, strict=True):
             np.testing.assert_array_equal(a.images, b.images)
         assert (other.note, other.damage, other.decoded, other.seen) == (one.note, one.damage, one.decoded, one.seen)
@@ -737,6 +741,14 @@ def test_a_pause_in_a_transport_stream(
     assert max(s.end - s.start for s in snippets) < 0.75
     assert video.seen.count == 1 and "pauses once (from" in str(video.note)
     assert len(snippets) >= 13 and snippets[-1].end > 2400
+    # Frames of the second piece lie where the first one's would, but for the pause.
+    (gap,) = video.seen.gaps
+    assert video.seen.frames == video.decoded and gap.frames in (picture, picture + 1)
+    behind = [s for s in snippets if s.start > 2000]
+    for snippet in behind:
+        assert gap.end + (snippet.first_frame - gap.frames) / 25 == pytest.approx(snippet.start, abs=0.09)
+    if sampling is None:
+        assert behind[0].first_frame == gap.frames and {s.frames for s in snippets} == {16}
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv"])
